@@ -1,0 +1,93 @@
+"""See what a convolutional network sees, from its ONNX file alone.
+
+Names are loaded when they are first used, so that `import onnxfeat` costs next to nothing: neither onnx nor ONNX
+Runtime, matplotlib or TensorFlow is imported until a function needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxfeat.converter import convert_keras
+    from onnxfeat.errors import (
+        ConversionError,
+        LayerError,
+        MissingPackageError,
+        ModelError,
+        OnnxfeatError,
+        OutputError,
+        PictureError,
+        ProviderError,
+    )
+    from onnxfeat.exposure import expose
+    from onnxfeat.extractor import FeatureExtractor
+    from onnxfeat.gallery import save_pictures
+    from onnxfeat.inventory import list_layers
+    from onnxfeat.pictures import belt, grid, normalize, statistics
+    from onnxfeat.plots import plot
+    from onnxfeat.records import Conversion, FeatureMap, Features, Layer, Preprocessing
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "converter": ("convert_keras",),
+    "errors": (
+        "ConversionError",
+        "LayerError",
+        "MissingPackageError",
+        "ModelError",
+        "OnnxfeatError",
+        "OutputError",
+        "PictureError",
+        "ProviderError",
+    ),
+    "exposure": ("expose",),
+    "extractor": ("FeatureExtractor",),
+    "gallery": ("save_pictures",),
+    "inventory": ("list_layers",),
+    "pictures": ("belt", "grid", "normalize", "statistics"),
+    "plots": ("plot",),
+    "records": ("Conversion", "FeatureMap", "Features", "Layer", "Preprocessing"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  # in the order of use
+    "convert_keras",
+    "list_layers",
+    "expose",
+    "FeatureExtractor",
+    "normalize",
+    "statistics",
+    "belt",
+    "grid",
+    "plot",
+    "save_pictures",
+    "Conversion",
+    "FeatureMap",
+    "Features",
+    "Layer",
+    "Preprocessing",
+    "OnnxfeatError",
+    "ConversionError",
+    "LayerError",
+    "MissingPackageError",
+    "ModelError",
+    "OutputError",
+    "PictureError",
+    "ProviderError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'onnxfeat' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"onnxfeat.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,259 @@
+"""Convert a Keras model to ONNX and find the value of each Keras layer in the result.
+
+tf2onnx renames and folds layers, so names in its graph can't be trusted. Here nothing is looked up by name: the model
+is converted with the output of every layer as an output of its own, in order, and the i-th of them is the i-th layer.
+Then these outputs and the Transposes that lead to them come off again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.numpy_helper
+
+from onnxfeat.converter.keras_models import Call, TracedModel, import_keras, load_model, trace
+from onnxfeat.converter.verification import compare, refuse_disagreement
+from onnxfeat.errors import ConversionError, MissingPackageError
+from onnxfeat.exposure import store, with_outputs
+from onnxfeat.files import refuse_existing, whole_file
+from onnxfeat.graph import Graph, numbers, read_graph
+from onnxfeat.metadata import Document, MappedLayer
+from onnxfeat.records import Conversion, Preprocessing
+
+DEFAULT_OPSET = 17
+
+
+def convert_keras(
+    model: Any,
+    path: str | Path,
+    *,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    opset: int = DEFAULT_OPSET,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Conversion:
+    """Convert a Keras model to an ONNX file that knows its Keras layers, and prove it.
+
+    The file carries, in its metadata, which ONNX value is the output of which Keras layer, and how pictures are
+    prepared. Before it is written, one seeded input runs through Keras and through ONNX Runtime, and every layer is
+    compared.
+
+    Args:
+        model: Path of a `.keras` or legacy `.h5` file, or a live Keras model with an input shape.
+        path: Where to write.
+        preprocessing: How pictures become the model's input; None is Keras's own way (`load_img`, which resizes with
+            nearest neighbor, then 1/255). A mapping such as `{"scale": 1.0}` changes single fields of that.
+        opset: ONNX operator set version of the file.
+        overwrite: Whether an existing file may be replaced.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        ConversionError: The model can't be loaded or converted, or a layer differs from Keras by more than 1e-4 of its
+            range and by more than Keras's own rounding noise; then no file is written.
+        OutputError: `path` exists or can't be written.
+        MissingPackageError: TensorFlow, tf2onnx or ONNX Runtime is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> target = tempfile.mkdtemp() + "/small.onnx"
+        >>> conversion = convert_keras("models/shapes_small.keras", target)
+        >>> conversion.worst.error < 1e-5
+        True
+    """
+    start = time.perf_counter()
+    tell = progress or (lambda _: None)
+    target = Path(path)
+    refuse_existing(target, overwrite)
+    tell("starting TensorFlow")
+    import_keras()
+    if isinstance(model, str | Path):
+        tell("loading the model")
+        model = load_model(Path(model))
+    tell("tracing the layers")
+    traced = trace(model)
+    spec = _preprocessing(traced, preprocessing)
+    tell("converting to ONNX")
+    tapped = _convert(traced, opset)
+    tell("mapping the layers")
+    converted, layer_map = _without_taps(tapped, traced)
+    tell("comparing every layer with Keras")
+    agreements = compare(converted, traced, layer_map, spec)
+    refuse_disagreement(agreements)
+    by_name = {agreement.name: agreement for agreement in agreements}
+    measured = tuple(
+        mapped
+        if mapped.value is None
+        else dataclasses.replace(mapped, error=by_name[mapped.name].error, noise=by_name[mapped.name].noise)
+        for mapped in layer_map
+    )
+    store(converted, Document(layer_map=measured, preprocessing=spec))
+    tell("writing the file")
+    with whole_file(target, overwrite=overwrite) as temporary:
+        temporary.write_bytes(converted.SerializeToString(deterministic=True))
+    return Conversion(
+        path=target,
+        layers=tuple(agreements),
+        absent=tuple(mapped.name for mapped in layer_map if mapped.value is None),
+        preprocessing=spec or Preprocessing(),
+        opset=opset,
+        notes=_notes(traced, spec),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _preprocessing(traced: TracedModel, asked: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
+    """Return what to store; None if the model does not take a picture."""
+    if isinstance(asked, Preprocessing):
+        return asked
+    shapes = [list(spec.shape) for spec in traced.signature]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        if asked:
+            raise ConversionError("the model does not take one picture, so it has no preprocessing: leave that out")
+        return None
+    first = next((call.layout for call in traced.calls if call.layout and len(call.layout) == 4), "NHWC")
+    sides = dict(zip(first, shapes[0], strict=True))
+    fixed = sides["H"] is not None and sides["W"] is not None
+    keras_own = Preprocessing(
+        size=(sides["H"], sides["W"]) if fixed else None,
+        color="gray" if sides["C"] == 1 else "rgb",
+        interpolation="nearest",  # the default of keras.utils.load_img
+    )
+    return keras_own.changed(asked) if asked else keras_own
+
+
+def _notes(traced: TracedModel, preprocessing: Preprocessing | None) -> tuple[str, ...]:
+    scaling = [call.name for call in traced.calls if call.keras_class in ("Rescaling", "Normalization")]
+    if scaling and preprocessing is not None and preprocessing.scale != 1:
+        return (
+            f"the model scales its input itself (layer {scaling[0]!r}), and pictures are scaled by "
+            f"{preprocessing.scale:.6g} before: if it was trained on values 0..255, convert again with scale 1",
+        )
+    return ()
+
+
+def _convert(traced: TracedModel, opset: int) -> onnx.ModelProto:
+    """Convert the traced function; its inputs and outputs keep their order."""
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise MissingPackageError(f'converting needs tf2onnx ({error}): pip install "onnxfeat[keras]"') from error
+    low, high = 13, tf2onnx.constants.OPSET_TO_IR_VERSION and max(tf2onnx.constants.OPSET_TO_IR_VERSION)
+    if not low <= opset <= high:
+        raise ConversionError(
+            f"opset {opset} can't be written by tf2onnx {tf2onnx.__version__}: choose {low} to {high}"
+        )
+    model: onnx.ModelProto
+    try:
+        model, _ = tf2onnx.convert.from_function(traced.function, input_signature=traced.signature, opset=opset)
+    except Exception as error:  # tf2onnx raises whatever its handlers meet
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"tf2onnx {tf2onnx.__version__} can't convert the model: {reason}") from error
+    if len(model.graph.output) != len(traced.output_names) + len(traced.calls):
+        raise ConversionError("tf2onnx returned another number of outputs than it was given: report it with the model")
+    _restore_captured_constants(model, traced)
+    for value, spec in zip(model.graph.input, traced.signature, strict=True):
+        letters = ("N", "H", "W", "C") if len(spec.shape) == 4 else ("N", *(f"axis_{i}" for i in range(1, 9)))
+        for axis, side, letter in zip(value.type.tensor_type.shape.dim, spec.shape, letters, strict=False):
+            if side is None:  # instead of the `unk__` of tf2onnx
+                axis.dim_param = letter
+    return model
+
+
+def _restore_captured_constants(model: onnx.ModelProto, traced: TracedModel) -> None:
+    """Give constants that the function captured their values back.
+
+    tf2onnx makes inputs of them: the mean and variance of a Normalization layer would have to be fed by the user.
+    """
+    concrete = traced.concrete
+    captured = {
+        inner.name.split(":")[0]: outer
+        for inner, outer in zip(concrete.graph.internal_captures, concrete.captured_inputs, strict=True)
+    }
+    wanted = {spec.name for spec in traced.signature}
+    for value in [value for value in model.graph.input if value.name not in wanted]:
+        outer = captured.get(value.name.split(":")[0])
+        if outer is None or not hasattr(outer, "numpy"):
+            raise ConversionError(
+                f"the conversion made an input {value.name!r} that the Keras model does not have: report it with the "
+                f"model"
+            )
+        model.graph.initializer.append(onnx.numpy_helper.from_array(outer.numpy(), name=value.name))
+        model.graph.input.remove(value)
+
+
+def _without_taps(tapped: onnx.ModelProto, traced: TracedModel) -> tuple[onnx.ModelProto, list[MappedLayer]]:
+    """Take the layers' outputs off again; return the model and where each layer's output is in it."""
+    count = len(traced.output_names)
+    graph = read_graph(tapped)
+    outputs = [output.name for output in tapped.graph.output]
+    found = [_behind_transposes(graph, name) for name in outputs[count:]]
+    converted = with_outputs(graph, outputs[:count], cut=True)
+    renamed = dict(zip(outputs[:count], traced.output_names, strict=True))
+    _rename(converted.graph, renamed)
+    kept = {name for node in converted.graph.node for name in node.output}
+    layer_map = []
+    for call, (value, order) in zip(traced.calls, found, strict=True):
+        value = renamed.get(value, value)
+        layer_map.append(
+            MappedLayer(
+                name=call.name,
+                keras_class=call.keras_class,
+                kind=call.kind,
+                value=value if value in kept else None,
+                layout=_layout_before(call, order),
+            )
+        )
+    return converted, layer_map
+
+
+def _behind_transposes(graph: Graph, value: str) -> tuple[str, list[int] | None]:
+    """Return the value that an output is a copy of, and the axis order that leads from it to the output."""
+    order: list[int] | None = None
+    while (node := graph.producers.get(value)) is not None:
+        if node.op_type == "Identity":
+            step = None
+        elif node.op_type == "Transpose" and (perm := numbers(node, "perm")) is not None:
+            step = perm
+        elif node.op_type == "Reshape" and _is_channels_last_of_1x1(graph, node):
+            step = [0, 2, 3, 1]
+        else:
+            break
+        if step is not None:
+            order = step if order is None else [step[axis] for axis in order]
+        value = node.input[0]
+    return value, order
+
+
+def _is_channels_last_of_1x1(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a Reshape takes (N, C, 1, 1) to (N, 1, 1, C), as tf2onnx writes the Transpose of such a map."""
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    return before is not None and after is not None and before[2:] == (1, 1) and after[1:] == (1, 1, before[1])
+
+
+def _layout_before(call: Call, order: Sequence[int] | None) -> str | None:
+    """Return the layout of a value whose transpose by `order` has the layout that Keras gives."""
+    if order is None or call.layout is None:
+        return call.layout
+    layout = [""] * len(order)
+    for axis, source in enumerate(order):
+        layout[source] = call.layout[axis]
+    return "".join(layout)
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values; the new names must be free, else the old ones stay."""
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {x.name for x in graph.input}
+    for old, new in names.items():
+        if old == new or new in taken:
+            raise ConversionError(f"the model has an output and another value named {new!r}: rename the Keras layer")
+        for node in graph.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+            node.output[:] = [new if name == old else name for name in node.output]
+        for value in graph.output:
+            if value.name == old:
+                value.name = new

@@ -1,0 +1,90 @@
+"""Work out how much of the picture one cell of each value sees, and how far apart neighboring cells look.
+
+The recurrence over a stack of convs and pools (receptive field r, jump j, kernel k, stride s, dilation d),
+
+    r' = r + (k - 1) * d * j        j' = j * s
+
+is the one of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from onnxfeat.graph import Graph, numbers
+
+_WINDOWED = frozenset("Conv ConvTranspose MaxPool AveragePool LpPool".split())
+_CELL_BY_CELL = frozenset(
+    "Abs Add BatchNormalization Cast Ceil Celu Clip Concat Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish "
+    "Identity LeakyRelu Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Round Selu Sigmoid Sign Slice "
+    "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Transpose".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What one cell of a value sees of the picture, for each spatial axis.
+
+    Attributes:
+        field: Side lengths in pixels; None where a cell sees the whole picture.
+        jump: Pixels between what neighboring cells look at.
+    """
+
+    field: tuple[int, ...] | None
+    jump: tuple[float, ...]
+
+
+def sights_of(graph: Graph) -> dict[str, Sight]:
+    """Return value name to what its cells see, for every value that convs, pools and cell-by-cell operators lead to.
+
+    A value behind an operator that mixes all places (global pooling, matrix products, a Reshape) is left out, and one
+    that such a value is multiplied with or added to (squeeze-and-excite) sees the whole picture: its `field` is None.
+    """
+    sights: dict[str, Sight] = {}
+    for name in graph.inputs:
+        spatial = (graph.rank(name) or 2) - 2
+        if spatial > 0:
+            sights[name] = Sight(field=(1,) * spatial, jump=(1.0,) * spatial)
+    for node in graph.nodes:
+        seen = [sights[name] for name in node.input if name in sights]
+        if not seen or not node.output:
+            continue
+        if node.op_type in _WINDOWED:
+            kernel = _kernel(graph, node)
+            if kernel is not None and node.input[0] in sights and len(kernel) == len(sights[node.input[0]].jump):
+                sights[node.output[0]] = _through_window(node, sights[node.input[0]], kernel)
+        elif node.op_type in _CELL_BY_CELL:
+            mixing = [name for name in node.input if name in graph.producers and name not in sights]
+            mixing = [name for name in mixing if not graph.is_constant(name)]
+            fields = [sight.field for sight in seen if sight.field is not None]
+            whole = bool(mixing) or len(fields) < len(seen) or len({len(field) for field in fields}) != 1
+            field = None if whole else tuple(max(sides) for sides in zip(*fields, strict=True))
+            sights[node.output[0]] = Sight(field=field, jump=seen[0].jump)
+    return sights
+
+
+def _kernel(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+    kernel = numbers(node, "kernel_shape")
+    if kernel is None and len(node.input) > 1:
+        weight = graph.shape(node.input[1])
+        if weight is not None and len(weight) > 2:
+            sides = [side for side in weight[2:] if isinstance(side, int)]
+            kernel = sides if len(sides) == len(weight) - 2 else None
+    return kernel
+
+
+def _through_window(node: onnx.NodeProto, before: Sight, kernel: list[int]) -> Sight:
+    strides = numbers(node, "strides") or [1] * len(kernel)
+    dilations = numbers(node, "dilations") or [1] * len(kernel)
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    if node.op_type == "ConvTranspose":  # its output is the finer grid: stride and reach count in output cells
+        jump = tuple(j / s for j, s in zip(before.jump, strides, strict=True))
+        reach = [r // s for r, s in zip(reach, strides, strict=True)]
+    else:
+        jump = tuple(j * s for j, s in zip(before.jump, strides, strict=True))
+    if before.field is None:
+        return Sight(field=None, jump=jump)
+    field = tuple(round(f + r * j) for f, r, j in zip(before.field, reach, before.jump, strict=True))
+    return Sight(field=field, jump=jump)

@@ -1,0 +1,161 @@
+"""Turn pictures into a model's input: decode, resize, scale, and lay out the axes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from onnxfeat.errors import PictureError
+from onnxfeat.records import CHANNELS, ModelInput, Preprocessing
+
+Picture = str | Path | Image.Image | NDArray[Any]
+"""A picture: path of a file that Pillow reads or of a `.npy` array, PIL image, or array."""
+
+_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def names_of(pictures: Sequence[Picture]) -> tuple[str, ...]:
+    """Return a name for each picture: the file's name, else `picture_1`, `picture_2`."""
+    return tuple(
+        Path(picture).name if isinstance(picture, str | Path) else f"picture_{number}"
+        for number, picture in enumerate(pictures, start=1)
+    )
+
+
+def load_samples(picture: Picture, target: ModelInput, preprocessing: Preprocessing) -> NDArray[Any]:
+    """Return the model's input for one picture.
+
+    An array or `.npy` file of rank 4 counts as preprocessed already and is taken as it is; one of rank 3 (rows,
+    columns, channels) or 2 (rows, columns) with `uint8` values is a picture.
+
+    Args:
+        picture: Path, PIL image or array; never changed.
+        target: The model's input.
+        preprocessing: What to do to the picture.
+
+    Returns:
+        Array in the input's layout and element type; its batch axis has length 1, or for an array of rank 4 whatever
+        that has.
+
+    Raises:
+        PictureError: The picture can't be read, or does not fit the input.
+    """
+    if isinstance(picture, str | Path):
+        path = Path(picture)
+        content = _load_array(path) if path.suffix.lower() == ".npy" else _open(path)
+    else:
+        path, content = None, picture
+    name = "the array" if path is None else str(path)
+    if isinstance(content, np.ndarray) and content.ndim == 4:
+        return _preprocessed(content, target, name)
+    image = content if isinstance(content, Image.Image) else _as_image(np.asarray(content), name)
+    channels = target.axis("C")
+    if channels is not None and channels != CHANNELS[preprocessing.color]:
+        raise PictureError(
+            f"{name} becomes {CHANNELS[preprocessing.color]} channels ({preprocessing.color}), the input "
+            f"{target.name!r} wants {channels}: pass a preprocessed array of shape {_wanted(target)} instead"
+        )
+    values = _values(image, target, preprocessing, name)
+    return np.ascontiguousarray(values[None].transpose([("N", "H", "W", "C").index(axis) for axis in target.layout]))
+
+
+def default_preprocessing(target: ModelInput) -> Preprocessing:
+    """Return what is assumed where neither the caller nor the model says: resize to the input, RGB or gray, 1/255."""
+    return Preprocessing(color="gray" if target.axis("C") == 1 else "rgb")
+
+
+def _open(path: Path) -> Image.Image:
+    if path.is_dir():
+        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except FileNotFoundError:
+        raise PictureError(f"there is no file {path}: check the path of the picture") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"{path} is too large to be decoded safely ({error}): pass a smaller picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise all four on damaged files
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a picture that Pillow reads"
+        raise PictureError(f"{path} can't be read: {reason}; pass a PNG, JPEG, WebP or .npy file") from error
+
+
+def _load_array(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+        raise PictureError(f"there is no file {path}: check the path of the array") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise PictureError(f"{path} can't be read as an array ({error}): write it with numpy.save") from error
+
+
+def _as_image(array: NDArray[Any], name: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise PictureError(
+            f"{name} has shape {array.shape} and type {array.dtype}: a picture is uint8 of shape (rows, columns, "
+            f"channels), "
+            f"a preprocessed input has four axes; pass array[None] for one that lacks the batch axis"
+        )
+    if array.size == 0:
+        raise PictureError(f"{name} has shape {array.shape} and so no pixel: pass a picture")
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        raise PictureError(
+            f"{name} has {array.shape[2]} channels on its last axis, a picture has 1, 3 or 4: reorder its axes"
+        )
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _values(image: Image.Image, target: ModelInput, preprocessing: Preprocessing, name: str) -> NDArray[Any]:
+    """Return the preprocessed picture, shape (H, W, C), in the element type of the input."""
+    if image.mode in _16_BIT:
+        # Pillow would clip 16 bits at 255 and turn the picture white; the upper byte is the picture.
+        image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise PictureError(f"{name} has 32-bit pixels, whose range is unknown: save it with 8 or 16 bits a channel")
+    # The order of Keras's load_img: first the colors, then the size.
+    image = image.convert("L" if preprocessing.color == "gray" else "RGB")
+    height, width = preprocessing.size or (target.axis("H") or image.height, target.axis("W") or image.width)
+    for letter, side in (("H", height), ("W", width)):
+        if target.axis(letter) not in (None, side):
+            raise PictureError(
+                f"size {height} x {width} does not fit the input {target.name!r}, which wants {_wanted(target)}: "
+                f"leave the size out, or pass that one"
+            )
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
+    pixels = np.asarray(image, dtype=np.float64).reshape(height, width, -1)
+    if preprocessing.color == "bgr":
+        pixels = pixels[..., ::-1]
+    # In float64 and rounded once: 1/255 then gives the very float32 that dividing by 255 gives.
+    values = (pixels * preprocessing.scale - np.asarray(preprocessing.mean)) / np.asarray(preprocessing.std)
+    dtype = np.dtype(target.dtype)
+    if dtype.kind in "iu":
+        values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return np.asarray(values, dtype=dtype)
+
+
+def _preprocessed(array: NDArray[Any], target: ModelInput, name: str) -> NDArray[Any]:
+    fits = all(
+        axis == "N" or target.axis(axis) in (None, side) for axis, side in zip(target.layout, array.shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        raise PictureError(
+            f"{name} has shape {array.shape}, the input {target.name!r} wants {_wanted(target)}: reshape or transpose "
+            f"it"
+        )
+    if not np.can_cast(array.dtype, target.dtype, casting="same_kind"):
+        raise PictureError(f"{name} has type {array.dtype}, the input {target.name!r} wants {target.dtype}: convert it")
+    return np.ascontiguousarray(array, dtype=target.dtype)
+
+
+def _wanted(target: ModelInput) -> str:
+    sides = (target.axis(axis) or axis for axis in target.layout)
+    return f"({', '.join(str(side) for side in sides)})"

@@ -1,0 +1,67 @@
+"""Tell for each value of a graph which axis holds the channels, by following the graph from its conv and pool nodes.
+
+Layout belongs to a value, not to a model: files made from Keras mix channels-first and channels-last values. It is
+never guessed from sizes, which mislead as soon as C = H = W.
+"""
+
+from __future__ import annotations
+
+from onnxfeat.graph import Graph, numbers
+
+CHANNELS_FIRST = {2: "NC", 3: "NCW", 4: "NCHW", 5: "NCDHW"}
+CHANNELS_LAST = {2: "NC", 3: "NWC", 4: "NHWC", 5: "NDHWC"}
+
+# Operators that ONNX defines with the channels on axis 1 of their first input and first output.
+_BY_DEFINITION = frozenset(
+    "Conv ConvTranspose DeformConv MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool "
+    "BatchNormalization InstanceNormalization GroupNormalization LRN DepthToSpace SpaceToDepth MaxUnpool".split()
+)
+# Operators whose output has the axes of their inputs, in the same order.
+_KEEPING = frozenset(
+    "Abs Add And Cast Ceil Celu Clip Concat CumSum Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
+    "LeakyRelu Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Resize Round Selu Sigmoid Sign Slice "
+    "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Upsample Where".split()
+)
+
+
+def layouts_of(graph: Graph) -> dict[str, str]:
+    """Return value name to layout (such as `NCHW`, `NHWC`) for each value whose layout follows from the graph."""
+    layouts: dict[str, str] = {}
+    todo: list[str] = []
+
+    def learn(value: str, layout: str | None) -> None:
+        if value and layout and value not in layouts and not graph.is_constant(value):
+            layouts[value] = layout
+            todo.append(value)
+
+    for node in graph.nodes:
+        if node.op_type in _BY_DEFINITION:
+            for value in (node.input[0], node.output[0]):
+                learn(value, CHANNELS_FIRST.get(graph.rank(value) or _rank_of_conv(graph, node.input) or 4))
+    while todo:
+        value = todo.pop()
+        producer = graph.producers.get(value)
+        neighbors = graph.consumers.get(value, []) + ([] if producer is None else [producer])
+        for node in neighbors:
+            if node.op_type in _KEEPING:
+                for other in (*node.input, *node.output[:1]):
+                    # A broadcast operand of lower rank has other axes, so ranks must agree where both are known.
+                    if graph.rank(other) in (None, len(layouts[value])) or other in node.output:
+                        learn(other, layouts[value])
+            elif node.op_type == "Transpose":
+                order = numbers(node, "perm")
+                if order is not None and len(order) == len(layouts[value]):
+                    if value == node.input[0]:
+                        learn(node.output[0], "".join(layouts[value][axis] for axis in order))
+                    else:
+                        before = [""] * len(order)
+                        for new, old in enumerate(order):
+                            before[old] = layouts[value][new]
+                        learn(node.input[0], "".join(before))
+    return {value: layout for value, layout in layouts.items() if layout.startswith("N")}
+
+
+def _rank_of_conv(graph: Graph, inputs: object) -> int | None:
+    """Return the rank that a conv's weight has, which its data share."""
+    names = list(inputs)  # type: ignore[call-overload]
+    return graph.rank(names[1]) if len(names) > 1 and graph.is_constant(names[1]) else None

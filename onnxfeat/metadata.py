@@ -1,0 +1,252 @@
+"""Read and write the one JSON document that onnxfeat keeps in an ONNX file.
+
+The document is the value of the key `onnxfeat` in the model's `metadata_props`:
+
+    {
+      "schema_version": 1,
+      "layer_map":     [{"name", "class", "kind", "value", "layout", "status", "error", "noise"}, ...],
+      "preprocessing": {"size", "scale", "mean", "std", "color", "interpolation"},
+      "exposed":       {"source_sha256", "input": {"name", "shape", "layout", "dtype"}, "layers": [...]}
+    }
+
+`layer_map` and `preprocessing` are written by the conversion from Keras, `exposed` by `expose`; each may be missing.
+`status` of a mapped layer is `exact`, or `absent` where the graph has no value for it (then `value` is null).
+
+Reading needs neither the onnx package nor protobuf: it walks the top level of the file's wire format
+(https://protobuf.dev/programming-guides/encoding/) and skips the graph, so it takes microseconds whatever the weights.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from onnxfeat.errors import ModelError
+from onnxfeat.records import Kind, Layer, ModelInput, Preprocessing
+
+KEY = "onnxfeat"
+SCHEMA_VERSION = 1
+
+# Field numbers of ModelProto and StringStringEntryProto in onnx.proto.
+_IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedLayer:
+    """Where one Keras layer is in the ONNX graph.
+
+    Attributes:
+        name: Keras's name of the layer; its path, such as `block_1/conv`, inside a nested model; with `#1`, `#2` where
+            the layer is called more than once.
+        keras_class: Its class, such as `Conv2D`.
+        kind: What it does.
+        value: The ONNX value that is its output; None where the graph has none.
+        layout: Order of the axes of that value, such as `NCHW`; None where Keras does not tell.
+        error: Largest difference to Keras relative to the layer's range, as measured when the file was made.
+        noise: The same figure of Keras against itself with each layer's output moved by rounding.
+    """
+
+    name: str
+    keras_class: str
+    kind: Kind
+    value: str | None
+    layout: str | None
+    error: float | None = None
+    noise: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        return {
+            "name": self.name,
+            "class": self.keras_class,
+            "kind": self.kind,
+            "value": self.value,
+            "layout": self.layout,
+            "status": "absent" if self.value is None else "exact",
+            "error": self.error,
+            "noise": self.noise,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MappedLayer:
+        """Return the record that `to_json` wrote."""
+        return cls(
+            name=data["name"],
+            keras_class=data["class"],
+            kind=data["kind"],
+            value=data["value"],
+            layout=data["layout"],
+            error=data.get("error"),
+            noise=data.get("noise"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposed:
+    """What a file that `expose` wrote says about its outputs.
+
+    Attributes:
+        source_sha256: SHA-256 of the file that it was made from.
+        input: The input that takes the picture.
+        layers: The exposed layers; the value of each is an output of the file.
+    """
+
+    source_sha256: str
+    input: ModelInput
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """All that onnxfeat knows about a model beyond its graph."""
+
+    layer_map: tuple[MappedLayer, ...] = ()
+    preprocessing: Preprocessing | None = None
+    exposed: Exposed | None = None
+
+    def to_text(self) -> str:
+        """Return the document as JSON text; equal documents give equal text."""
+        data: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        if self.layer_map:
+            data["layer_map"] = [layer.to_json() for layer in self.layer_map]
+        if self.preprocessing is not None:
+            data["preprocessing"] = self.preprocessing.to_json()
+        if self.exposed is not None:
+            data["exposed"] = {
+                "source_sha256": self.exposed.source_sha256,
+                "input": self.exposed.input.to_json(),
+                "layers": [layer.to_json() for layer in self.exposed.layers],
+            }
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str, origin: str) -> Document:
+        """Return the document that `to_text` wrote.
+
+        Args:
+            text: The JSON text.
+            origin: Name of the file, for messages.
+
+        Raises:
+            ModelError: The text is not such a document, or of a newer version.
+        """
+        try:
+            data = json.loads(text)
+            version = data["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise ModelError(
+                    f"{origin} carries onnxfeat metadata of version {version}, this onnxfeat reads version "
+                    f"{SCHEMA_VERSION}: update onnxfeat, or convert the model again"
+                )
+            exposed = data.get("exposed")
+            preprocessing = data.get("preprocessing")
+            return cls(
+                layer_map=tuple(MappedLayer.from_json(layer) for layer in data.get("layer_map", ())),
+                preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+                exposed=None
+                if exposed is None
+                else Exposed(
+                    source_sha256=exposed["source_sha256"],
+                    input=ModelInput.from_json(exposed["input"]),
+                    layers=tuple(Layer.from_json(layer) for layer in exposed["layers"]),
+                ),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"the onnxfeat metadata in {origin} is damaged ({type(error).__name__}: {error}): convert or expose "
+                f"the "
+                f"model again"
+            ) from error
+
+
+def read_document(path: Path) -> Document:
+    """Return the document in an ONNX file, an empty one if there is none, without reading the graph.
+
+    Raises:
+        ModelError: The file is missing, a folder, unreadable, truncated, or not ONNX.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, an ONNX file is wanted: name the .onnx file in it")
+    try:
+        with path.open("rb") as file:
+            return _read_document(file, os.fstat(file.fileno()).st_size, str(path))
+    except FileNotFoundError:
+        raise ModelError(f"there is no file {path}: check the path of the model") from None
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}; check that it is a file you may read") from error
+
+
+def _read_document(file: BinaryIO, size: int, origin: str) -> Document:
+    seen: set[int] = set()
+    text = None
+    try:
+        for field, payload in _fields(file, size, wanted=_METADATA_PROPS):
+            seen.add(field)
+            if payload is not None:
+                entry = dict(_entry_fields(payload))
+                if entry.get(_ENTRY_KEY, b"").decode() == KEY:
+                    text = entry.get(_ENTRY_VALUE, b"").decode()
+    except EOFError as error:
+        if _IR_VERSION in seen:
+            raise ModelError(f"{origin} is truncated: it ends in the middle of the model; fetch it again") from error
+        raise ModelError(f"{origin} is not an ONNX file: pass a model that was exported to ONNX") from error
+    except ValueError as error:
+        raise ModelError(f"{origin} is not an ONNX file: pass a model that was exported to ONNX") from error
+    if _GRAPH not in seen:
+        raise ModelError(f"{origin} is not an ONNX file, it has no graph: pass a model that was exported to ONNX")
+    return Document() if text is None else Document.from_text(text, origin)
+
+
+def _fields(file: BinaryIO, size: int, wanted: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the field numbers of one protobuf message, with the payload where it is the wanted field."""
+    while file.tell() < size:
+        tag = _varint(file)
+        field, wire_type = tag >> 3, tag & 7
+        if field == 0:
+            raise ValueError("field number 0")
+        payload = None
+        if wire_type == _VARINT:
+            _varint(file)
+        elif wire_type in (_FIXED64, _FIXED32):
+            file.seek(8 if wire_type == _FIXED64 else 4, os.SEEK_CUR)
+        elif wire_type == _BYTES:
+            length = _varint(file)
+            if file.tell() + length > size:
+                raise EOFError("a field is longer than the file")
+            if field == wanted:
+                payload = file.read(length)
+            else:
+                file.seek(length, os.SEEK_CUR)
+        else:
+            raise ValueError(f"wire type {wire_type}")
+        yield field, payload
+
+
+def _entry_fields(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the fields of a StringStringEntryProto: key and value, both bytes."""
+    file = io.BytesIO(payload)
+    while file.tell() < len(payload):
+        tag = _varint(file)
+        if tag & 7 != _BYTES:
+            raise ValueError("a metadata entry is not a string")
+        yield tag >> 3, file.read(_varint(file))
+
+
+def _varint(file: BinaryIO) -> int:
+    """Read one base-128 number, least significant group first."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError("the file ends in a number")
+        number |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return number
+    raise ValueError("a number of more than ten bytes")
