@@ -68,7 +68,7 @@ class FeatureExtractor:
         >>> extractor = FeatureExtractor("models/shapes_small.onnx", layers="conv_1", provider="cpu")
         >>> features = extractor("models/pictures/chelsea.png")
         >>> features["conv_1"].shape
-        (1, 16, 62, 62)
+        (1, 16, 64, 64)
     """
 
     def __init__(

@@ -270,7 +270,7 @@ def _source(graph: Graph, value: str) -> onnx.NodeProto | None:
         seen.add(name)
         if node.op_type in _CONVS | _POOLS:
             found[name] = node
-        elif node.op_type in _PIECES | _STEPS:
+        elif node.op_type in _PIECES | _STEPS | {"Squeeze"}:
             todo += [x for x in node.input if not graph.is_constant(x)]
     return next(iter(found.values())) if len(found) == 1 else None
 
