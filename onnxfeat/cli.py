@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ import typer
 
 from onnxfeat import __version__
 from onnxfeat.colormaps import Colormap
-from onnxfeat.errors import OnnxfeatError
+from onnxfeat.errors import ModelError, OnnxfeatError
 from onnxfeat.records import ColorOrder, Interpolation, Layer, Provider
 
 app = typer.Typer(
@@ -46,50 +46,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stder
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(Fraction(part.strip())) for part in text.split(","))
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(
-            f"{text!r} is not a number or a comma-separated list, such as 0.5 or 0.48,0.46,0.41"
-        ) from None
-
-
-def _number(text: str) -> float:
-    numbers = _numbers(text)
-    if len(numbers) != 1:
-        raise typer.BadParameter(f"{text!r} is not one number, such as 1/255 or 1")
-    return numbers[0]
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if not all(side.isdecimal() and int(side) > 0 for side in sides) or len(sides) > 2:
-        raise typer.BadParameter(f"{text!r} is not a height and width in pixels, such as 224x224 or 224")
-    return int(sides[0]), int(sides[-1])
-
-
 _PREPROCESSING = "Preprocessing (default: what the model says)"
 Size = Annotated[
-    tuple[int, int] | None,
-    typer.Option("--size", parser=_size, metavar="HxW", help="Resize to this height and width in pixels.",
-                 rich_help_panel=_PREPROCESSING, show_default=False),
-]  # fmt: skip
+    str | None,
+    typer.Option(metavar="HxW", help="Resize to this height and width in pixels.", rich_help_panel=_PREPROCESSING),
+]
 Scale = Annotated[
-    float | None,
-    typer.Option("--scale", parser=_number, metavar="NUMBER", help="Factor on the values 0..255, such as 1/255.",
-                 rich_help_panel=_PREPROCESSING, show_default=False),
-]  # fmt: skip
+    str | None,
+    typer.Option(metavar="NUMBER", help="Factor on the values 0..255, such as 1/255.", rich_help_panel=_PREPROCESSING),
+]
 Mean = Annotated[
-    tuple[float, ...] | None,
-    typer.Option("--mean", parser=_numbers, metavar="NUMBERS", help="Subtract this after scaling: 1 or 3 numbers.",
-                 rich_help_panel=_PREPROCESSING, show_default=False),
-]  # fmt: skip
+    str | None,
+    typer.Option(metavar="NUMBERS", help="Subtract after scaling: 1 or 3 numbers.", rich_help_panel=_PREPROCESSING),
+]
 Std = Annotated[
-    tuple[float, ...] | None,
-    typer.Option("--std", parser=_numbers, metavar="NUMBERS", help="Divide by this then: 1 or 3 numbers.",
-                 rich_help_panel=_PREPROCESSING, show_default=False),
-]  # fmt: skip
+    str | None,
+    typer.Option(metavar="NUMBERS", help="Divide by that then: 1 or 3 numbers.", rich_help_panel=_PREPROCESSING),
+]
 Color = Annotated[
     ColorOrder | None,
     typer.Option("--color", help="Order of the channels.", rich_help_panel=_PREPROCESSING, show_default=False),
@@ -128,37 +101,30 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Convert a Keras model to ONNX, with its layer names, and compare every layer with Keras."""
-    with _errors(debug), _stages(quiet) as tell:
+    with _errors(debug):
         from onnxfeat.converter import convert_keras
 
-        conversion = convert_keras(
-            model,
-            output,
-            preprocessing=_changes(
-                size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation
-            ),
-            opset=opset,
-            overwrite=overwrite,
-            progress=tell,
-        )
-    worst = conversion.worst
-    for note in conversion.notes:
-        _say(quiet, f"note: {note}")
-    if conversion.absent:
+        changes = _changes(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
+        with _stages(quiet) as tell:
+            conversion = convert_keras(
+                model, output, preprocessing=changes, opset=opset, overwrite=overwrite, progress=tell
+            )
+        worst = conversion.worst
+        for note in conversion.notes:
+            _say(quiet, f"note: {note}")
+        if conversion.absent:
+            names = ", ".join(conversion.absent)
+            _say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} layers: {names}")
         _say(
             quiet,
-            f"note: the ONNX graph has no value for {len(conversion.absent)} layers: {', '.join(conversion.absent)}",
+            f"{len(conversion.layers)} layers and outputs compared with Keras: largest error {worst.error:.1e} of the "
+            f"range, "
+            f"in {worst.name} (its rounding noise in Keras: {worst.noise:.1e}); {conversion.seconds:.0f} s",
         )
-    _say(
-        quiet,
-        f"{len(conversion.layers)} values compared with Keras: largest error {worst.error:.1e} of the range, in "
-        f"{worst.name} "
-        f"(its rounding noise in Keras: {worst.noise:.1e}); {conversion.seconds:.0f} s",
-    )
-    if as_json:
-        _print_json({"schema_version": 1, **conversion.to_json()})
-    else:
-        _print(str(conversion.path))
+        if as_json:
+            _print_json({"schema_version": 1, **conversion.to_json()})
+        else:
+            _print(str(conversion.path))
 
 
 @app.command("layers", epilog="Example: onnxfeat layers model.onnx --layers 'kind:conv,!*_expand'")
@@ -180,20 +146,18 @@ def list_(
         if not as_json:
             _print_table(listed, [layer.name for layer in list_layers(graph)] if layers else [x.name for x in listed])
             return
-        target = picture_input(graph)
-        stored = graph.document.preprocessing
-        _print_json(
-            {
-                "schema_version": 1,
-                "model": {"file": model.name, "sha256": graph.sha256},
-                "input": target.to_json(),
-                "preprocessing": {
-                    **(stored or default_preprocessing(target)).to_json(),
-                    "source": "model" if stored else "default",
-                },
-                "layers": [layer.to_json() for layer in listed],
-            }
-        )
+        document: dict[str, Any] = {"schema_version": 1, "model": {"file": model.name, "sha256": graph.sha256}}
+        try:
+            target = picture_input(graph)
+        except ModelError as error:  # its layers can be listed all the same
+            document.update(input=None, input_problem=str(error), preprocessing=None)
+        else:
+            stored = graph.document.preprocessing
+            assumed = stored or default_preprocessing(target)
+            source = "model" if stored else "default"
+            document.update(input=target.to_json(), preprocessing={**assumed.to_json(), "source": source})
+        document["layers"] = [layer.to_json() for layer in listed]
+        _print_json(document)
 
 
 @app.command(epilog="Example: onnxfeat expose model.onnx -o layers.onnx --layers 'conv2d*'")
@@ -214,12 +178,12 @@ def expose(
         from onnxfeat.exposure import expose as expose_layers
 
         exposed = expose_layers(model, output, layers=layers, cut=cut, overwrite=overwrite)
-    size = output.stat().st_size
-    _say(quiet, f"exposed {len(exposed)} layers; {model.stat().st_size:,} bytes became {size:,}")
-    if as_json:
-        _print_json({"schema_version": 1, "path": str(output), "layers": [layer.to_json() for layer in exposed]})
-    else:
-        _print(str(output))
+        size = output.stat().st_size
+        _say(quiet, f"exposed {len(exposed)} layers; {model.stat().st_size:,} bytes became {size:,}")
+        if as_json:
+            _print_json({"schema_version": 1, "path": str(output), "layers": [layer.to_json() for layer in exposed]})
+        else:
+            _print(str(output))
 
 
 @app.command(epilog="Example: onnxfeat draw model.onnx cat.jpg -o maps --layers 'conv2d*'")
@@ -256,14 +220,14 @@ def draw(
         with _progress(quiet, "drawing", len(images) * len(extractor.layers)) as advance:
             runs = (extractor(image) for image in images)
             record = save_pictures(runs, output, colormap=colormap, overwrite=overwrite, progress=lambda _: advance())
-    for line in _summary(record):
-        _say(quiet, line)
-    if as_json:
-        _print_json(record)
-    else:
-        for picture in record["pictures"]:
-            for layer in picture["layers"]:
-                _print(str(output / layer["file"]))
+        for line in _summary(record):
+            _say(quiet, line)
+        if as_json:
+            _print_json(record)
+        else:
+            for picture in record["pictures"]:
+                for layer in picture["layers"]:
+                    _print(str(output / layer["file"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -271,8 +235,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app(args=None if arguments is None else list(arguments), prog_name="onnxfeat")
 
 
-def _changes(**fields: Any) -> dict[str, Any] | None:
+def _changes(
+    *,
+    size: str | None,
+    scale: str | None,
+    mean: str | None,
+    std: str | None,
+    color: ColorOrder | None,
+    interpolation: Interpolation | None,
+) -> dict[str, Any] | None:
+    """Return the preprocessing fields that the caller set, or None; what can't be read is wrong usage."""
+    fields = {
+        "size": None if size is None else _size(size),
+        "scale": None if scale is None else _numbers(scale, "--scale", most=1)[0],
+        "mean": None if mean is None else _numbers(mean, "--mean", most=3),
+        "std": None if std is None else _numbers(std, "--std", most=3),
+        "color": color,
+        "interpolation": interpolation,
+    }
     return {name: value for name, value in fields.items() if value is not None} or None
+
+
+def _numbers(text: str, option: str, most: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(_quotient(part) for part in text.split(","))
+    except (ValueError, ZeroDivisionError):
+        numbers = ()
+    if not 1 <= len(numbers) <= most:
+        example = "1/255 or 0.5" if most == 1 else "0.5 or 0.48,0.46,0.41"
+        raise typer.BadParameter(f"{text!r} is not a number of the form {example}", param_hint=option)
+    return numbers
+
+
+def _quotient(text: str) -> float:
+    """Return the value of `0.5` or `1/255`."""
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise typer.BadParameter(f"{text!r} is not a height and width such as 224x224 or 224", param_hint="--size")
+    return int(sides[0]), int(sides[-1])
 
 
 def _summary(record: dict[str, Any]) -> Iterator[str]:
@@ -281,12 +286,15 @@ def _summary(record: dict[str, Any]) -> Iterator[str]:
     note = f" ({provider['note']})" if provider["note"] else ""
     yield f"ran on {provider['got'].removesuffix('ExecutionProvider')}{note}"
     size = "x".join(str(side) for side in preprocessing["size"] or ()) or "the input's size"
-    yield (
-        f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
-        f"{preprocessing['interpolation']}, "
-        f"times {preprocessing['scale']:.6g}, minus {_listed(preprocessing['mean'])}, "
-        f"divided by {_listed(preprocessing['std'])}"
-    )
+    ready = [picture["picture"] for picture in record["pictures"] if picture["preprocessed"]]
+    if ready:
+        yield f"taken as preprocessed already: {', '.join(ready)}"
+    if len(ready) < len(record["pictures"]):
+        yield (
+            f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
+            f"{preprocessing['interpolation']}, times {preprocessing['scale']:.6g}, minus "
+            f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
+        )
     layers = [layer for picture in record["pictures"] for layer in picture["layers"]]
     channels = sum(layer["channels"] for layer in layers)
     constant = sum(len(layer["constant_channels"]) for layer in layers)
@@ -323,7 +331,7 @@ def _row(layer: Layer, positions: Sequence[str]) -> tuple[str, ...]:
         str(layer.channels or "-"),
         _sides(layer.spatial),
         _sides(layer.reduction),
-        _sides(layer.receptive_field),
+        "all" if layer.reduction and layer.receptive_field is None else _sides(layer.receptive_field),
         layer.source or "-",
     )
 
@@ -333,7 +341,7 @@ def _sides(sides: Sequence[object] | None) -> str:
 
 
 def _print(text: str) -> None:
-    print(text)  # noqa: T201  # stdout is data
+    print(text, flush=True)  # noqa: T201  # stdout is data
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -350,6 +358,9 @@ def _errors(debug: bool) -> Iterator[None]:
     """Turn errors into one sentence on stderr and exit code 1."""
     try:
         yield
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     except OnnxfeatError as error:
         if debug:
             raise

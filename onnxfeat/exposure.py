@@ -88,12 +88,10 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool) -> onnx.Mode
         rewritten.graph.output.extend(_typed(graph, value) for value in values if value not in present)
         return rewritten
     for field, content in graph.model.ListFields():
-        if field.name == "graph":
-            continue
-        if field.is_repeated:
-            getattr(rewritten, field.name).extend(content)
-        else:
+        if isinstance(content, int | str):
             setattr(rewritten, field.name, content)
+        elif field.name != "graph":
+            getattr(rewritten, field.name).extend(content)
     _cut(graph, values, rewritten.graph)
     rewritten.graph.output.extend(_typed(graph, value) for value in values)
     return rewritten
@@ -116,10 +114,15 @@ def picture_input(graph: Graph, names: Iterable[str] | None = None) -> ModelInpu
     Raises:
         ModelError: The model has other inputs too, or none of rank 4.
     """
-    if graph.document.exposed is not None:
-        return graph.document.exposed.input
-    names = [name for name in graph.inputs if names is None or name in set(names)]
-    shapes = ", ".join(f"{name!r} {graph.shape(name) or 'of unknown shape'}" for name in names)
+    document = graph.document
+    known = document.input if document.exposed is None else document.exposed.input
+    if known is not None:
+        return known
+    wanted = set(graph.inputs if names is None else names)
+    names = [name for name in graph.inputs if name in wanted]
+    shapes = ", ".join(
+        f"{name!r} {'of unknown shape' if graph.rank(name) is None else graph.shape(name)}" for name in names
+    )
     pictures = [name for name in names if graph.rank(name) in (4, None)]
     if len(names) != 1 or len(pictures) != 1:
         raise ModelError(
@@ -128,11 +131,16 @@ def picture_input(graph: Graph, names: Iterable[str] | None = None) -> ModelInpu
         )
     name = pictures[0]
     element_type, shape = graph.types.get(name, (onnx.TensorProto.FLOAT, None))
+    # Where nothing in the graph tells (no conv behind the input), ONNX's own convention for pictures holds.
+    layout = layouts_of(graph).get(name, CHANNELS_FIRST[4])
+    if sorted(layout) != sorted(CHANNELS_FIRST[4]) or element_type not in onnx.helper.get_all_tensor_dtypes():
+        raise ModelError(
+            f"{graph.origin} uses its input {name!r} as {layout}, a picture is NCHW or NHWC: use a model that takes one"
+        )
     return ModelInput(
         name=name,
         shape=shape or (None, None, None, None),
-        # Where nothing in the graph tells (no conv behind the input), ONNX's own convention for pictures holds.
-        layout=layouts_of(graph).get(name, CHANNELS_FIRST[4]),
+        layout=layout,
         dtype=str(onnx.helper.tensor_dtype_to_np_dtype(element_type)),
     )
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.errors import LayerError, MissingPackageError, ModelError, PictureError, ProviderError, quote
 from onnxfeat.files import sha256_of
-from onnxfeat.images import Picture, default_preprocessing, load_samples, names_of
+from onnxfeat.images import Picture, default_preprocessing, is_preprocessed, load_samples, names_of
 from onnxfeat.metadata import Document, read_document
 from onnxfeat.records import (
     FeatureMap,
@@ -99,8 +101,7 @@ class FeatureExtractor:
         if lost:
             raise ModelError(
                 f"{self.model_name} says that it exposes {lost[0].value!r}, but has no such output: another tool "
-                f"changed "
-                f"the file; expose the original again"
+                f"changed the file; expose the original again"
             )
 
     def _cut(
@@ -112,31 +113,34 @@ class FeatureExtractor:
 
         graph = read_graph(model)
         self.layers = select(all_layers(graph), layers)
-        self.input = picture_input(graph)
+        cut = exposed_model(graph, self.layers)
+        self.input = picture_input(graph, [value.name for value in cut.graph.input])
         self.sha256 = graph.sha256
-        return graph.document, exposed_model(graph, self.layers).SerializeToString()
+        return graph.document, cut.SerializeToString()
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Features:
         """Return the maps of the chosen layers for one picture or many.
 
         Args:
             pictures: One or many of: path of a picture or `.npy` file, PIL image, `uint8` array (rows, columns,
-            channels),
-                or preprocessed array of rank 4 in the input's layout.
+                channels), or preprocessed array of rank 4 in the input's layout.
 
         Raises:
             PictureError: A picture can't be read or does not fit the model, or the maps of the pictures differ in size.
             ModelError: The model fails while it runs.
         """
         start = time.perf_counter()
-        batch: list[Picture] = [*pictures] if isinstance(pictures, list | tuple) else [pictures]  # type: ignore[list-item]
+        several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+        batch = list(cast(Sequence[Picture], pictures)) if several else [cast(Picture, pictures)]
         if not batch:
             raise PictureError("no picture was passed: pass one or more")
         runs: list[list[NDArray[Any]]] = []
         names: list[str] = []
+        preprocessed: list[bool] = []
         for picture, name in zip(batch, names_of(batch), strict=True):
             samples = load_samples(picture, self.input, self.preprocessing)
             names += [name] if len(samples) == 1 else [f"{name}[{i}]" for i in range(len(samples))]
+            preprocessed += [is_preprocessed(picture)] * len(samples)
             # One at a time: the maps of a picture then never depend on its company, and many models allow no batch.
             runs += [self._run(sample[None]) for sample in samples]
         maps = {}
@@ -145,13 +149,13 @@ class FeatureExtractor:
             if len({array.shape for array in arrays}) > 1:
                 raise PictureError(
                     f"the pictures differ in size, and so do their maps of {layer.name!r}: pass them one by one, or "
-                    f"set "
-                    f"the size in the preprocessing"
+                    f"set the size in the preprocessing"
                 )
             maps[layer.name] = FeatureMap(layer=layer, array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
         return Features(
             maps=maps,
             pictures=tuple(names),
+            preprocessed=tuple(preprocessed),
             model=self.model_name,
             sha256=self.sha256,
             provider=self.provider,
@@ -168,7 +172,13 @@ class FeatureExtractor:
         try:
             results = dict(zip(values, self._session.run(values, feed), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
-            raise ModelError(f"ONNX Runtime could not run {self.model_name}: {_first_line(error)}") from error
+            shape = " x ".join(str(side) for side in sample.shape)
+            hint = ""
+            if self.input.axis("H") is None or self.input.axis("W") is None:
+                hint = "; the model leaves the picture's size open: try another, such as multiples of 32"
+            raise ModelError(
+                f"ONNX Runtime could not run {self.model_name} on an input of {shape}: {_first_line(error)}{hint}"
+            ) from error
         return [results[layer.value] for layer in self.layers]
 
 
@@ -192,7 +202,7 @@ def _channels_first(array: NDArray[Any], layer: Layer) -> NDArray[np.float32]:
         )
     batch = layout.index("N")
     first = np.take(array, [0], axis=batch) if array.shape[batch] > 1 else array
-    spatial = [axis for axis in layout if axis not in "NC"]
+    spatial = sorted(set(layout) - set("NC"), key="DHW".find)
     ordered = first.transpose([layout.index(axis) for axis in ("N", "C", *spatial)])
     return np.ascontiguousarray(ordered, dtype=np.float32)
 
@@ -219,7 +229,8 @@ def open_session(
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     try:
-        with _quiet_runtime(runtime):
+        # Where CUDA fails to start, ONNX Runtime tells so on stdout, which is for data.
+        with _quiet_runtime(runtime), contextlib.redirect_stdout(io.StringIO()):
             session = runtime.InferenceSession(
                 os.fspath(content) if isinstance(content, Path) else content, options, providers=wanted
             )

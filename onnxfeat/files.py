@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -29,12 +28,13 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     Called before the work as well as by `whole_file` after it: nobody wants to learn after minutes that the file
     exists.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, and a file is to be written there: give a file name in it")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path} exists already and is left as it is: choose another name, or allow overwriting")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist: make it first, or choose another place")
+    with _disk_errors_as_output_errors(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder, and a file is to be written there: give a file name in it")
+        if os.path.lexists(path) and not overwrite:
+            raise OutputError(f"{path} exists already and is left as it is: choose another name, or allow overwriting")
+        if not path.parent.is_dir():
+            raise OutputError(f"the folder {path.parent} does not exist: make it first, or choose another place")
 
 
 @contextlib.contextmanager
@@ -69,34 +69,51 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: A file of that name exists, `folder` is a file, or the disk refuses (full, read-only, no
         permission).
     """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"{folder} is a file, and a folder is to be written there: choose another name")
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    new: list[Path] = []  # what this call makes, parents first
     with _disk_errors_as_output_errors(folder):
+        for path in (folder, *folder.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                raise OutputError(f"{path} is a file, and a folder is to be written there: choose another name")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folders(folder, new)
             with _scratch_folder(folder) as scratch:
                 yield scratch
                 files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
                 for file in files:
                     refuse_existing_in(folder, file, overwrite)
                 for file in files:
-                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                    _move(scratch / file, folder / file, overwrite)
+                    target = folder / file
+                    _make_folders(target.parent, new)
+                    existed = os.path.lexists(target)
+                    _move(scratch / file, target, overwrite)
+                    if not existed:
+                        new.append(target)
         except BaseException:
-            for path in missing:  # deepest first: what this call made and left empty goes again
+            for path in reversed(new):
                 with contextlib.suppress(OSError):
-                    path.rmdir()
+                    if path.is_dir():
+                        path.rmdir()
+                    else:
+                        path.unlink()
             raise
 
 
 def refuse_existing_in(folder: Path, file: Path, overwrite: bool) -> None:
     """Raise an `OutputError` if `file` can't be written below `folder` without replacing something."""
     target = folder / file
-    if target.is_dir() or any(parent.is_file() for parent in target.parents):
-        raise OutputError(f"{target} is in the way of a file to be written: move it, or choose another folder")
+    in_the_way = [target] if target.is_dir() else [parent for parent in target.parents if parent.is_file()]
+    if in_the_way:
+        raise OutputError(f"{in_the_way[0]} is in the way of a file to be written: move it, or choose another folder")
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} exists already and is left as it is: choose another folder, or allow overwriting")
+
+
+def _make_folders(folder: Path, new: list[Path]) -> None:
+    """Make a folder with its parents, and append those that were missing to `new`, parents first."""
+    for path in reversed((folder, *folder.parents)):
+        if not path.is_dir():
+            path.mkdir(exist_ok=True)
+            new.append(path)
 
 
 @contextlib.contextmanager
@@ -117,10 +134,8 @@ def _move(source: Path, target: Path, overwrite: bool) -> None:
         os.link(source, target)  # fails if the target came into being meanwhile, where a rename would replace it
     except FileExistsError:
         raise OutputError(f"{target} came into being meanwhile and is left as it is: choose another name") from None
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
-            raise
-        source.replace(target)  # file systems without hard links
+    except OSError:  # file systems without hard links refuse in many ways
+        source.replace(target)
 
 
 @contextlib.contextmanager

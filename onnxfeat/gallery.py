@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from onnxfeat import __version__
 from onnxfeat.colormaps import color_table
 from onnxfeat.errors import PictureError
-from onnxfeat.files import whole_folder
+from onnxfeat.files import refuse_existing_in, whole_folder
 from onnxfeat.pictures import (
     LEVELS_PER_DEVIATION,
     MAX_BELT,
@@ -28,13 +28,14 @@ from onnxfeat.pictures import (
     fits_belt,
     grid,
     grid_columns,
-    normalize,
-    statistics,
+    levels_and_statistics,
 )
 from onnxfeat.records import FeatureMap, Features
 
 SCHEMA_VERSION = 1
 SCALE = f"zscore per channel: level {MEAN_LEVEL} = mean, {LEVELS_PER_DEVIATION} levels = 1 standard deviation"
+
+_RUN = "run.json"
 
 # Level 1 of zlib: a belt of noise shrinks nearly as much as at level 6, in a third of the time.
 _COMPRESSION = 1
@@ -82,20 +83,24 @@ def save_pictures(
     record: dict[str, Any] = {}
     pictures: list[dict[str, Any]] = []
     with whole_folder(Path(folder), overwrite=overwrite) as scratch:
+        refuse_existing_in(Path(folder), Path(_RUN), overwrite)  # before the work, which may take minutes
         for run in runs:
             record = record or _run_record(run, colormap)
             for index, picture in enumerate(run.pictures):
-                pictures.append({"picture": picture, "layers": []})
+                pictures.append({"picture": picture, "preprocessed": run.preprocessed[index], "layers": []})
                 names = _file_names(list(run))
                 for (name, feature_map), file in zip(run.items(), names, strict=True):
-                    facts = _draw(feature_map, index, scratch / f"{len(pictures)}" / file, palette, max_belt)
+                    facts = _draw(feature_map, index, scratch / _unnamed(len(pictures)) / file, palette, max_belt)
                     pictures[-1]["layers"].append({"layer": name, "file": file, **facts})
                     if progress is not None:
                         progress(file)
+        if not pictures or not all(picture["layers"] for picture in pictures):
+            raise PictureError("there is no map to draw: pass the features of one or more pictures and layers")
         _arrange(scratch, pictures)
         record["pictures"] = pictures
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        (scratch / "run.json").write_text(text + "\n", encoding="utf-8")
+        # Bytes of a file name that are no UTF-8 are lone surrogates in Python, escapes such as \udcff in JSON.
+        (scratch / _RUN).write_bytes(f"{text}\n".encode(errors="backslashreplace"))
     return record
 
 
@@ -115,7 +120,7 @@ def _draw(feature_map: FeatureMap, index: int, path: Path, palette: bytes, max_b
     """Write the picture of one layer; return what run.json says of it."""
     shown = drawable(feature_map)
     one = FeatureMap(layer=shown.layer, array=shown.array[index : index + 1])
-    levels, found = normalize(one), statistics(one)
+    levels, found = levels_and_statistics(one)
     _, channels, height, width = levels.shape
     facts: dict[str, Any] = {"channels": channels, "height": height, "width": width}
     if fits_belt(levels, max_belt):
@@ -153,10 +158,7 @@ def _write_png(tiled: NDArray[np.uint8], path: Path, palette: bytes, layer: str,
     shape = f"{facts['channels']} channels of {facts['height']} x {facts['width']}"
     notes.add_itxt("Description", f"{shape}, {facts['arrangement']}; {SCALE}")
     notes.add_itxt("Software", "onnxfeat")
-    try:
-        image.save(path, format="PNG", compress_level=_COMPRESSION, pnginfo=notes)
-    except ValueError as error:
-        raise PictureError(f"layer {layer!r} can't be written as a picture of {tiled.shape}: {error}") from error
+    image.save(path, format="PNG", compress_level=_COMPRESSION, pnginfo=notes)
 
 
 def _file_names(layers: list[str]) -> list[str]:
@@ -173,25 +175,26 @@ def _safe(name: str) -> str:
     return cleaned.encode()[:120].decode(errors="ignore")
 
 
+def _unnamed(number: int) -> str:
+    """Return the folder of a picture until all names are known; the space keeps it apart from any final name."""
+    return f"picture {number}"
+
+
 def _arrange(scratch: Path, pictures: list[dict[str, Any]]) -> None:
-    """Give the numbered folders their final names; the files of a single picture go to the top."""
-    taken: set[str] = set()
+    """Give the folders their final names; the files of a single picture go to the top."""
+    if len(pictures) == 1:
+        source = scratch / _unnamed(1)
+        for file in source.iterdir():
+            file.rename(scratch / file.name)
+        source.rmdir()
+        return
+    taken = {_RUN}
     for number, picture in enumerate(pictures, start=1):
-        source = scratch / str(number)
-        if len(pictures) == 1:
-            for file in source.iterdir():
-                file.rename(scratch / file.name)
-            source.rmdir()
-            return
         stem = _safe(Path(picture["picture"]).stem)
-        folder = next(
-            x for x in (stem, *(f"{stem}_{i}" for i in range(2, len(pictures) + 2))) if x.lower() not in taken
-        )
+        candidates = (stem, *(f"{stem}_{i}" for i in range(2, len(pictures) + 2)))
+        folder = next(x for x in candidates if x.lower() not in taken)
         taken.add(folder.lower())
-        # The final name may be the number of a later folder, so all move aside first.
-        source.rename(scratch / f"{number}.moving")
+        (scratch / _unnamed(number)).rename(scratch / folder)
         for layer in picture["layers"]:
             layer["file"] = f"{folder}/{layer['file']}"
         picture["folder"] = folder
-    for number, picture in enumerate(pictures, start=1):
-        (scratch / f"{number}.moving").rename(scratch / picture["folder"])

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxfeat.graph import Graph, numbers
+from onnxfeat.graph import Graph, axis_order, numbers, operator
 
 _WINDOWED = frozenset("Conv ConvTranspose MaxPool AveragePool LpPool".split())
 _CELL_BY_CELL = frozenset(
     "Abs Add BatchNormalization Cast Ceil Celu Clip Concat Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish "
     "Identity LeakyRelu Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Round Selu Sigmoid Sign Slice "
-    "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Transpose".split()
+    "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu".split()
 )
 
 
@@ -51,11 +51,13 @@ def sights_of(graph: Graph) -> dict[str, Sight]:
         seen = [sights[name] for name in node.input if name in sights]
         if not seen or not node.output:
             continue
-        if node.op_type in _WINDOWED:
+        if operator(node) in _WINDOWED:
             kernel = _kernel(graph, node)
-            if kernel is not None and node.input[0] in sights and len(kernel) == len(sights[node.input[0]].jump):
-                sights[node.output[0]] = _through_window(node, sights[node.input[0]], kernel)
-        elif node.op_type in _CELL_BY_CELL:
+            before = sights.get(node.input[0])
+            if kernel is not None and before is not None and len(kernel) == len(before.jump):
+                behind = _through_window(node, before, kernel)
+                sights.update({} if behind is None else {node.output[0]: behind})
+        elif operator(node) in _CELL_BY_CELL or axis_order(graph, node) is not None:
             mixing = [name for name in node.input if name in graph.producers and name not in sights]
             mixing = [name for name in mixing if not graph.is_constant(name)]
             fields = [sight.field for sight in seen if sight.field is not None]
@@ -75,9 +77,12 @@ def _kernel(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
     return kernel
 
 
-def _through_window(node: onnx.NodeProto, before: Sight, kernel: list[int]) -> Sight:
+def _through_window(node: onnx.NodeProto, before: Sight, kernel: list[int]) -> Sight | None:
+    """Return what a cell behind a conv or pool sees; None where its attributes contradict each other."""
     strides = numbers(node, "strides") or [1] * len(kernel)
     dilations = numbers(node, "dilations") or [1] * len(kernel)
+    if len(strides) != len(kernel) or len(dilations) != len(kernel) or min(*strides, *dilations) < 1:
+        return None
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     if node.op_type == "ConvTranspose":  # its output is the finer grid: stride and reach count in output cells
         jump = tuple(j / s for j, s in zip(before.jump, strides, strict=True))

@@ -71,7 +71,12 @@ class Graph:
     def constant(self, value: str) -> NDArray[np.generic] | None:
         """Return the numbers of a constant, or None if the value is computed."""
         tensor = self.initializers.get(value)
-        return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+        try:
+            return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"the constant {value!r} in {self.origin} is damaged ({error}): fetch or export the model again"
+            ) from error
 
 
 def read_graph(model: str | Path | bytes | onnx.ModelProto) -> Graph:
@@ -95,6 +100,7 @@ def read_graph(model: str | Path | bytes | onnx.ModelProto) -> Graph:
         raise ModelError(
             f"{origin} has no nodes, so there are no layers to see: pass a model that was exported to ONNX"
         )
+    _refuse_unreadable_names(proto, origin)
     if not isinstance(model, onnx.ModelProto):
         digest = hashlib.sha256(content).hexdigest()
     else:
@@ -129,28 +135,66 @@ def names_used(node: onnx.NodeProto) -> Iterator[str]:
             yield from names_used(inner)
 
 
-def attribute(node: onnx.NodeProto, name: str) -> object:
-    """Return the value of a node's attribute, or None where it is not set."""
+def numbers(node: onnx.NodeProto, name: str) -> list[int] | None:
+    """Return a node's attribute that is a list of whole numbers, or None where it is not set."""
     for entry in node.attribute:
-        if entry.name == name:
-            return onnx.helper.get_attribute_value(entry)
+        if entry.name == name and entry.type == onnx.AttributeProto.INTS:
+            return list(entry.ints)
     return None
 
 
-def numbers(node: onnx.NodeProto, name: str) -> list[int] | None:
-    """Return a node's attribute that is a list of whole numbers, or None where it is not set."""
-    value = attribute(node, name)
-    return [int(x) for x in value] if isinstance(value, list | tuple) else None
+def number(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Return a node's attribute that is a whole number, or `default` where it is not set."""
+    return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
-def type_name(element_type: int) -> str:
-    """Return ONNX's word for an element type, such as `float` for 1.
+def operator(node: onnx.NodeProto) -> str:
+    """Return a node's operator; with its domain in front where that is not one whose operators we know.
+
+    A `Conv` of the domain `com.microsoft.nchwc` gives blocks of channels under the shape of an ordinary one.
+    """
+    known = node.domain in ("", "ai.onnx", "com.microsoft")
+    return node.op_type if known else f"{node.domain}::{node.op_type}"
+
+
+def reduced_axes(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+    """Return the axes that a Reduce operator takes away, or None where the graph does not tell."""
+    axes = numbers(node, "axes")
+    if axes is None and len(node.input) > 1:  # an input since opset 13 (ReduceSum) or 18 (the others)
+        constant = graph.constant(node.input[1])
+        axes = None if constant is None else [int(axis) for axis in constant.ravel()]
+    return axes
+
+
+def axis_order(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+    """Return the order that a node puts the axes of its input in, or None if it does something else.
+
+    That is a Transpose; or a Reshape that moves the channels past the rows and columns where either have length 1, as
+    tf2onnx writes the Transpose of a gray picture and of a map of 1 x 1.
+    """
+    if node.op_type == "Transpose":
+        order = numbers(node, "perm")
+        return order if order is not None and sorted(order) == list(range(len(order))) else None
+    if node.op_type != "Reshape":
+        return None
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    if before is None or after is None or len(before) != 4 or len(after) != 4:
+        return None
+    for order, channels, sides in (([0, 2, 3, 1], before[1], before[2:]), ([0, 3, 1, 2], before[3], before[1:3])):
+        if (channels == 1 or sides == (1, 1)) and [before[axis] for axis in order[1:]] == list(after[1:]):
+            return order
+    return None
+
+
+def type_name(element_type: int) -> str | None:
+    """Return ONNX's word for an element type, such as `float` for 1; None for one that this onnx does not know.
 
     Example:
         >>> type_name(1)
         'float'
     """
-    return str(onnx.TensorProto.DataType.Name(element_type)).lower()
+    names = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+    return names.get(element_type)
 
 
 def _parse(content: bytes, origin: str) -> onnx.ModelProto:
@@ -160,6 +204,17 @@ def _parse(content: bytes, origin: str) -> onnx.ModelProto:
     except DecodeError as error:
         raise ModelError(f"{origin} is damaged and can't be parsed as ONNX: fetch or export it again") from error
     return model
+
+
+def _refuse_unreadable_names(model: onnx.ModelProto, origin: str) -> None:
+    graph = model.graph
+    names = [model.producer_name, model.producer_version, model.domain, model.doc_string, graph.name, graph.doc_string]
+    names += [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    # The parser leaves bytes where a string is not UTF-8.
+    if not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{origin} is damaged, it has names that are not text: fetch or export it again")
 
 
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
@@ -178,11 +233,11 @@ def _index(model: onnx.ModelProto, origin: str, digest: str, document: Document)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         producers.update((name, node) for name in node.output if name)
-        for name in dict.fromkeys(names_used(node)):
+        for name in dict.fromkeys(names_used(node) if node.output else ()):
             consumers.setdefault(name, []).append(node)
         if node.op_type == "Constant" and node.output:
-            tensor = attribute(node, "value")
-            if isinstance(tensor, onnx.TensorProto):
+            tensor = _constant_tensor(node)
+            if tensor is not None:
                 initializers[node.output[0]] = tensor
     return Graph(
         model=model,
@@ -196,6 +251,21 @@ def _index(model: onnx.ModelProto, origin: str, digest: str, document: Document)
         inputs={value.name: value for value in graph.input if value.name not in initializers},
         types=_types(model),
     )
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return what a Constant node holds: a tensor, or numbers of which one is made; None for strings and others."""
+    for entry in node.attribute:
+        if entry.type == onnx.AttributeProto.TENSOR:
+            tensor: onnx.TensorProto = entry.t
+            return tensor
+        if entry.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS):
+            floats = entry.f if entry.type == onnx.AttributeProto.FLOAT else entry.floats
+            return onnx.numpy_helper.from_array(np.asarray(floats, dtype=np.float32))
+        if entry.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS):
+            ints = entry.i if entry.type == onnx.AttributeProto.INT else entry.ints
+            return onnx.numpy_helper.from_array(np.asarray(ints, dtype=np.int64))
+    return None
 
 
 def _types(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[Axis, ...] | None]]:
@@ -223,7 +293,7 @@ def _types(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[Axis, ...] | No
     # that the declared shapes contradict the graph, which only the runtime can judge: then the declared ones are used.
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
+    except (onnx.shape_inference.InferenceError, ValueError):
         inferred = bare.graph
     types: dict[str, tuple[int, tuple[Axis, ...] | None]] = {}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
@@ -237,4 +307,6 @@ def _types(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[Axis, ...] | No
 def _axis(axis: onnx.TensorShapeProto.Dimension) -> Axis:
     if axis.HasField("dim_value"):
         return axis.dim_value if axis.dim_value >= 0 else None  # some exporters write -1 for "any"
-    return axis.dim_param or None
+    name = axis.dim_param
+    # Shape inference and tf2onnx make up names such as `unk__12` for what they don't know.
+    return name if name and isinstance(name, str) and not name.startswith("unk__") else None

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from onnxfeat.errors import PictureError
+from onnxfeat.errors import PictureError, quote
 from onnxfeat.records import CHANNELS, ModelInput, Preprocessing
 
 Picture = str | Path | Image.Image | NDArray[Any]
@@ -57,23 +57,41 @@ def load_samples(picture: Picture, target: ModelInput, preprocessing: Preprocess
     image = content if isinstance(content, Image.Image) else _as_image(np.asarray(content), name)
     channels = target.axis("C")
     if channels is not None and channels != CHANNELS[preprocessing.color]:
+        fitting = [color for color, count in CHANNELS.items() if count == channels]
+        advice = f"set color to {quote(fitting)}" if fitting else "no picture has as many"
         raise PictureError(
             f"{name} becomes {CHANNELS[preprocessing.color]} channels ({preprocessing.color}), the input "
-            f"{target.name!r} wants {channels}: pass a preprocessed array of shape {_wanted(target)} instead"
+            f"{target.name!r} wants {channels}: {advice}, or pass a preprocessed array of shape {_wanted(target)}"
         )
     values = _values(image, target, preprocessing, name)
     return np.ascontiguousarray(values[None].transpose([("N", "H", "W", "C").index(axis) for axis in target.layout]))
 
 
+def is_preprocessed(picture: Picture) -> bool:
+    """Return whether `load_samples` takes a picture as preprocessed: an array or `.npy` file of rank 4.
+
+    Raises:
+        PictureError: The `.npy` file can't be read.
+    """
+    if isinstance(picture, str | Path):
+        path = Path(picture)
+        return path.suffix.lower() == ".npy" and _load_array(path).ndim == 4
+    return isinstance(picture, np.ndarray) and picture.ndim == 4
+
+
 def default_preprocessing(target: ModelInput) -> Preprocessing:
-    """Return what is assumed where neither the caller nor the model says: resize to the input, RGB or gray, 1/255."""
-    return Preprocessing(color="gray" if target.axis("C") == 1 else "rgb")
+    """Return what is assumed where neither the caller nor the model says: resize to the input, RGB or gray, 1/255.
+
+    An input of integers takes the levels 0..255 as they are: scaled, all of them would become 0 or 1.
+    """
+    scale = 1.0 if np.dtype(target.dtype).kind in "iu" else 1 / 255
+    return Preprocessing(color="gray" if target.axis("C") == 1 else "rgb", scale=scale)
 
 
 def _open(path: Path) -> Image.Image:
-    if path.is_dir():
-        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it")
     try:
+        if path.is_dir():
+            raise IsADirectoryError  # Windows would say that permission is denied
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
@@ -81,11 +99,17 @@ def _open(path: Path) -> Image.Image:
                 return image
     except FileNotFoundError:
         raise PictureError(f"there is no file {path}: check the path of the picture") from None
+    except IsADirectoryError:
+        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(f"{path} is too large to be decoded safely ({error}): pass a smaller picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise all four on damaged files
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a picture that Pillow reads"
-        raise PictureError(f"{path} can't be read: {reason}; pass a PNG, JPEG, WebP or .npy file") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{path} is not a picture that Pillow reads: pass a PNG, JPEG, WebP or .npy file") from error
+    except Exception as error:  # on damaged files the decoders raise whatever they stumble over
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise PictureError(
+            f"{path} can't be read ({reason}): pass an undamaged PNG, JPEG, WebP or .npy file"
+        ) from error
 
 
 def _load_array(path: Path) -> NDArray[Any]:
@@ -93,7 +117,7 @@ def _load_array(path: Path) -> NDArray[Any]:
         return np.asarray(np.load(path, allow_pickle=False))
     except FileNotFoundError:
         raise PictureError(f"there is no file {path}: check the path of the array") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header gives anything from TokenError to MemoryError
         raise PictureError(f"{path} can't be read as an array ({error}): write it with numpy.save") from error
 
 
@@ -101,11 +125,8 @@ def _as_image(array: NDArray[Any], name: str) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise PictureError(
             f"{name} has shape {array.shape} and type {array.dtype}: a picture is uint8 of shape (rows, columns, "
-            f"channels), "
-            f"a preprocessed input has four axes; pass array[None] for one that lacks the batch axis"
+            f"channels), a preprocessed input has four axes; pass array[None] for one that lacks the batch axis"
         )
-    if array.size == 0:
-        raise PictureError(f"{name} has shape {array.shape} and so no pixel: pass a picture")
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
         raise PictureError(
             f"{name} has {array.shape[2]} channels on its last axis, a picture has 1, 3 or 4: reorder its axes"
@@ -121,7 +142,15 @@ def _values(image: Image.Image, target: ModelInput, preprocessing: Preprocessing
     elif image.mode in ("I", "F"):
         raise PictureError(f"{name} has 32-bit pixels, whose range is unknown: save it with 8 or 16 bits a channel")
     # The order of Keras's load_img: first the colors, then the size.
-    image = image.convert("L" if preprocessing.color == "gray" else "RGB")
+    mode = "L" if preprocessing.color == "gray" else "RGB"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's advice on transparency, which is dropped here
+            image = image.convert(mode)
+    except (OSError, ValueError) as error:  # a PIL image may be of a rare mode, or decoded only now
+        raise PictureError(f"{name} can't be converted to mode {mode} ({error}): pass an RGB picture") from error
+    if 0 in image.size:
+        raise PictureError(f"{name} is {image.width} x {image.height} and so has no pixel: pass a picture")
     height, width = preprocessing.size or (target.axis("H") or image.height, target.axis("W") or image.width)
     for letter, side in (("H", height), ("W", width)):
         if target.axis(letter) not in (None, side):

@@ -18,7 +18,7 @@ import onnx
 
 from onnxfeat.errors import ModelError
 from onnxfeat.geometry import Sight, sights_of
-from onnxfeat.graph import Graph, numbers, read_graph, type_name
+from onnxfeat.graph import Graph, operator, read_graph, reduced_axes, type_name
 from onnxfeat.layouts import layouts_of
 from onnxfeat.metadata import MappedLayer
 from onnxfeat.records import Kind, Layer
@@ -35,7 +35,17 @@ _ACTIVATIONS = frozenset(
 )
 _AFFINE = frozenset("Add Sub Mul Div".split())
 _STEPS = frozenset("Identity Cast Dropout Transpose BatchNormalization".split())
-# What activations that exporters spell out in several nodes are made of.
+# Activations that exporters spell out in several nodes: the operators that each needs, and those that it may have.
+_SCALING = frozenset(("Mul", "Div"))
+_COMPOUNDS = (
+    ("GELU", {"Erf", "Add", "Mul"}, _SCALING),
+    ("GELU", {"Pow", "Tanh", "Add", "Mul"}, _SCALING),
+    ("Mish", {"Softplus", "Tanh", "Mul"}, frozenset[str]()),
+    ("SiLU", {"Sigmoid", "Mul"}, frozenset[str]()),
+    ("HardSwish", {"HardSigmoid", "Mul"}, frozenset[str]()),
+    ("HardSwish", {"Add", "Clip", "Mul"}, _SCALING),
+)
+# What such activations are made of.
 _PIECES = _ACTIVATIONS | frozenset("Add Sub Mul Div Pow Erf Exp Log Neg Max Min Identity Cast".split())
 
 
@@ -132,7 +142,7 @@ def _found_layers(graph: Graph) -> tuple[Layer, ...]:
         source = _module_path(node)
         layers.append(
             Layer(
-                name=_unique(source or _cleaned(node.name) or f"{kind}_{counts[kind]}", layers),
+                name=_unique(_cleaned(source or node.name, kind) or f"{kind}_{counts[kind]}", layers),
                 kind=kind,
                 op_type=node.op_type,
                 value=value,
@@ -160,23 +170,21 @@ def _facts(graph: Graph, value: str, sights: dict[str, Sight]) -> dict[str, Any]
 
 
 def _kind(graph: Graph, node: onnx.NodeProto, layouts: dict[str, str]) -> Kind:
-    if node.op_type in _CONVS:
+    op_type = operator(node)
+    if op_type in _CONVS:
         return "conv"
-    if node.op_type in _POOLS or _is_global_mean(graph, node, layouts.get(node.input[0]) if node.input else None):
+    if op_type in _POOLS or _is_global_mean(graph, node, layouts.get(node.input[0]) if node.input else None):
         return "pool"
-    if node.op_type in _NORMS:
+    if op_type in _NORMS:
         return "norm"
-    return "activation" if node.op_type in _ACTIVATIONS else "other"
+    return "activation" if op_type in _ACTIVATIONS else "other"
 
 
 def _is_global_mean(graph: Graph, node: onnx.NodeProto, layout: str | None) -> bool:
     """Return whether a node averages exactly the spatial axes: a global average pooling by another name."""
     if node.op_type != "ReduceMean" or layout is None:
         return False
-    axes = numbers(node, "axes")
-    if axes is None and len(node.input) > 1:  # an input since opset 18
-        constant = graph.constant(node.input[1])
-        axes = None if constant is None else [int(axis) for axis in constant.ravel()]
+    axes = reduced_axes(graph, node)
     spatial = {position for position, letter in enumerate(layout) if letter not in "NC"}
     return axes is not None and {axis % len(layout) for axis in axes} == spatial
 
@@ -199,7 +207,8 @@ def _chain(graph: Graph, value: str) -> tuple[str, str, str | None]:
         node = consumers[0]
         if node.op_type in _ACTIVATIONS and node.input[0] == current and node.op_type != "Softmax":
             return current, node.output[0], node.op_type
-        if node.op_type in _AFFINE and all(graph.is_constant(x) for x in node.input if x != current):
+        others = [x for x in node.input if x != current]
+        if node.op_type in _AFFINE and others and all(graph.is_constant(x) for x in others):
             belongs = current = node.output[0]
         elif node.op_type in _STEPS and node.input[0] == current:
             current = node.output[0]
@@ -237,8 +246,24 @@ def _compound(graph: Graph, start: str) -> tuple[str, str] | None:
             ends = [value for value in inside - {start} if not _feeds_only(graph, value, inside)]
             if len(ends) == 1:
                 name = _compound_name(ops)
-                return None if name is None else (ends[0], name)
+                return None if name is None else (_with_factor(graph, ends[0], name), name)
     return None
+
+
+def _with_factor(graph: Graph, value: str, name: str) -> str:
+    """Return the value behind the factor that ends GELU (1/2) and hard swish (1/6), or `value` if it came before."""
+    consumers = graph.consumers.get(value, [])
+    factor = {"GELU": 1 / 2, "HardSwish": 1 / 6}.get(name)
+    if factor is None or len(consumers) != 1 or operator(consumers[0]) not in ("Mul", "Div"):
+        return value
+    node = consumers[0]
+    constant = next((graph.constant(x) for x in node.input if x != value), None)
+    if constant is None or constant.size != 1:
+        return value
+    number = float(constant.ravel()[0])
+    expected = factor if node.op_type == "Mul" else 1 / factor
+    # Within the rounding of float16, in which exporters write 1/6 as 0.16663.
+    return node.output[0] if abs(number - expected) <= 1e-3 * expected else value
 
 
 def _feeds_only(graph: Graph, value: str, inside: set[str]) -> bool:
@@ -247,14 +272,9 @@ def _feeds_only(graph: Graph, value: str, inside: set[str]) -> bool:
 
 
 def _compound_name(ops: set[str]) -> str | None:
-    if "Erf" in ops or {"Tanh", "Pow"} <= ops:
-        return "GELU"
-    if {"Softplus", "Tanh", "Mul"} <= ops:
-        return "Mish"
-    if "Sigmoid" in ops and "Mul" in ops:
-        return "SiLU"
-    if ("HardSigmoid" in ops or "Clip" in ops) and "Mul" in ops:
-        return "HardSwish"
+    for name, needed, allowed in _COMPOUNDS:
+        if needed <= ops <= needed | allowed | {"Identity", "Cast"}:
+            return name
     return None
 
 
@@ -281,7 +301,7 @@ def _module_path(node: onnx.NodeProto) -> str | None:
         if entry.key == "pkg.torch.onnx.name_scopes":
             try:
                 scopes = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 return None  # other exporters may use the key for something else; then the node's name serves
             paths = [str(scope) for scope in scopes if scope] if isinstance(scopes, list) else []
             # The last scope is the node's own name, the one before it the module that it belongs to.
@@ -289,10 +309,13 @@ def _module_path(node: onnx.NodeProto) -> str | None:
     return None
 
 
-def _cleaned(name: str) -> str:
-    """Return a node's name without what no file name may hold: `/features/0/Conv` becomes `features.0.Conv`."""
-    cleaned = re.sub(r"[^\w.\-]+", ".", name.replace("/", "."))
-    return cleaned.strip(".")[:120]
+def _cleaned(name: str, kind: str) -> str:
+    """Return a name without what no file name may hold: `/features/0/Conv` becomes `features.0.Conv`.
+
+    A number gets the kind in front, as the selection `12` means a position.
+    """
+    cleaned = re.sub(r"[^\w.\-]+", ".", name).strip(".")[:120]
+    return f"{kind}_{cleaned}" if re.fullmatch(r"-?\d+", cleaned) else cleaned
 
 
 def _unique(name: str, layers: Sequence[Layer]) -> str:

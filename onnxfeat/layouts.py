@@ -6,7 +6,9 @@ never guessed from sizes, which mislead as soon as C = H = W.
 
 from __future__ import annotations
 
-from onnxfeat.graph import Graph, numbers
+import onnx
+
+from onnxfeat.graph import Graph, axis_order, number, operator, reduced_axes
 
 CHANNELS_FIRST = {2: "NC", 3: "NCW", 4: "NCHW", 5: "NCDHW"}
 CHANNELS_LAST = {2: "NC", 3: "NWC", 4: "NHWC", 5: "NDHWC"}
@@ -23,6 +25,8 @@ _KEEPING = frozenset(
     "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Upsample Where".split()
 )
 
+_REDUCING = frozenset("ReduceMean ReduceMax ReduceMin ReduceSum ReduceL1 ReduceL2".split())
+
 
 def layouts_of(graph: Graph) -> dict[str, str]:
     """Return value name to layout (such as `NCHW`, `NHWC`) for each value whose layout follows from the graph."""
@@ -35,21 +39,32 @@ def layouts_of(graph: Graph) -> dict[str, str]:
             todo.append(value)
 
     for node in graph.nodes:
-        if node.op_type in _BY_DEFINITION:
-            for value in (node.input[0], node.output[0]):
-                learn(value, CHANNELS_FIRST.get(graph.rank(value) or _rank_of_conv(graph, node.input) or 4))
+        if operator(node) in _BY_DEFINITION:
+            for value in (*node.input[:1], *node.output[:1]):
+                learn(value, CHANNELS_FIRST.get(graph.rank(value) or _rank_of_weight(graph, node) or 4))
     while todo:
         value = todo.pop()
         producer = graph.producers.get(value)
         neighbors = graph.consumers.get(value, []) + ([] if producer is None else [producer])
         for node in neighbors:
-            if node.op_type in _KEEPING:
+            if not node.input or not node.output:
+                continue
+            op_type = operator(node)
+            if op_type in _KEEPING:
                 for other in (*node.input, *node.output[:1]):
                     # A broadcast operand of lower rank has other axes, so ranks must agree where both are known.
-                    if graph.rank(other) in (None, len(layouts[value])) or other in node.output:
+                    if graph.rank(other) in (None, len(layouts[value])):
                         learn(other, layouts[value])
-            elif node.op_type == "Transpose":
-                order = numbers(node, "perm")
+            elif op_type in _REDUCING and value == node.input[0]:
+                keepdims, axes = number(node, "keepdims", 1), reduced_axes(graph, node)
+                if keepdims:
+                    learn(node.output[0], layouts[value])
+                elif axes is not None:
+                    gone = {axis % len(layouts[value]) for axis in axes}
+                    left = [letter for axis, letter in enumerate(layouts[value]) if axis not in gone]
+                    learn(node.output[0], "".join(left))
+            else:
+                order = axis_order(graph, node)
                 if order is not None and len(order) == len(layouts[value]):
                     if value == node.input[0]:
                         learn(node.output[0], "".join(layouts[value][axis] for axis in order))
@@ -58,10 +73,10 @@ def layouts_of(graph: Graph) -> dict[str, str]:
                         for new, old in enumerate(order):
                             before[old] = layouts[value][new]
                         learn(node.input[0], "".join(before))
-    return {value: layout for value, layout in layouts.items() if layout.startswith("N")}
+    return {value: layout for value, layout in layouts.items() if layout.startswith("N") and "C" in layout}
 
 
-def _rank_of_conv(graph: Graph, inputs: object) -> int | None:
-    """Return the rank that a conv's weight has, which its data share."""
-    names = list(inputs)  # type: ignore[call-overload]
-    return graph.rank(names[1]) if len(names) > 1 and graph.is_constant(names[1]) else None
+def _rank_of_weight(graph: Graph, node: onnx.NodeProto) -> int | None:
+    """Return the rank of a conv's weight, which its data share."""
+    rank = graph.rank(node.input[1]) if len(node.input) > 1 else None
+    return rank if rank in CHANNELS_FIRST and rank > 2 else None  # other nodes have vectors there, such as scales

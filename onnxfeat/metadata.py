@@ -6,10 +6,12 @@ The document is the value of the key `onnxfeat` in the model's `metadata_props`:
       "schema_version": 1,
       "layer_map":     [{"name", "class", "kind", "value", "layout", "status", "error", "noise"}, ...],
       "preprocessing": {"size", "scale", "mean", "std", "color", "interpolation"},
+      "input":         {"name", "shape", "layout", "dtype"},
       "exposed":       {"source_sha256", "input": {"name", "shape", "layout", "dtype"}, "layers": [...]}
     }
 
-`layer_map` and `preprocessing` are written by the conversion from Keras, `exposed` by `expose`; each may be missing.
+`layer_map`, `preprocessing` and `input` (the one that takes the picture) are written by the conversion from Keras,
+`exposed` by `expose`; each may be missing.
 `status` of a mapped layer is `exact`, or `absent` where the graph has no value for it (then `value` is null).
 
 Reading needs neither the onnx package nor protobuf: it walks the top level of the file's wire format
@@ -24,9 +26,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
-from onnxfeat.errors import ModelError
+from onnxfeat.errors import ModelError, PictureError
 from onnxfeat.records import Kind, Layer, ModelInput, Preprocessing
 
 KEY = "onnxfeat"
@@ -109,6 +111,7 @@ class Document:
 
     layer_map: tuple[MappedLayer, ...] = ()
     preprocessing: Preprocessing | None = None
+    input: ModelInput | None = None
     exposed: Exposed | None = None
 
     def to_text(self) -> str:
@@ -118,6 +121,8 @@ class Document:
             data["layer_map"] = [layer.to_json() for layer in self.layer_map]
         if self.preprocessing is not None:
             data["preprocessing"] = self.preprocessing.to_json()
+        if self.input is not None:
+            data["input"] = self.input.to_json()
         if self.exposed is not None:
             data["exposed"] = {
                 "source_sha256": self.exposed.source_sha256,
@@ -145,25 +150,37 @@ class Document:
                     f"{origin} carries onnxfeat metadata of version {version}, this onnxfeat reads version "
                     f"{SCHEMA_VERSION}: update onnxfeat, or convert the model again"
                 )
-            exposed = data.get("exposed")
-            preprocessing = data.get("preprocessing")
-            return cls(
+            exposed_data = data.get("exposed")
+            preprocessing, picture_input = data.get("preprocessing"), data.get("input")
+            exposed = None
+            if exposed_data is not None:
+                exposed = Exposed(
+                    source_sha256=exposed_data["source_sha256"],
+                    input=ModelInput.from_json(exposed_data["input"]),
+                    layers=tuple(Layer.from_json(layer) for layer in exposed_data["layers"]),
+                )
+            document = cls(
                 layer_map=tuple(MappedLayer.from_json(layer) for layer in data.get("layer_map", ())),
                 preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
-                exposed=None
-                if exposed is None
-                else Exposed(
-                    source_sha256=exposed["source_sha256"],
-                    input=ModelInput.from_json(exposed["input"]),
-                    layers=tuple(Layer.from_json(layer) for layer in exposed["layers"]),
-                ),
+                input=None if picture_input is None else ModelInput.from_json(picture_input),
+                exposed=exposed,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            layers: list[MappedLayer | Layer] = [*document.layer_map, *(exposed.layers if exposed else ())]
+            for layer in layers:
+                _check(layer.kind, layer.layout)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PictureError) as error:
             raise ModelError(
                 f"the onnxfeat metadata in {origin} is damaged ({type(error).__name__}: {error}): convert or expose "
-                f"the "
-                f"model again"
+                f"the model again"
             ) from error
+        return document
+
+
+def _check(kind: str, layout: str | None) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind {kind!r}")
+    if layout is not None and (layout.count("N") != 1 or layout.count("C") != 1):
+        raise ValueError(f"layout {layout!r}")
 
 
 def read_document(path: Path) -> Document:
@@ -172,9 +189,9 @@ def read_document(path: Path) -> Document:
     Raises:
         ModelError: The file is missing, a folder, unreadable, truncated, or not ONNX.
     """
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder, an ONNX file is wanted: name the .onnx file in it")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder, an ONNX file is wanted: name the .onnx file in it")
         with path.open("rb") as file:
             return _read_document(file, os.fstat(file.fileno()).st_size, str(path))
     except FileNotFoundError:
@@ -191,7 +208,7 @@ def _read_document(file: BinaryIO, size: int, origin: str) -> Document:
             seen.add(field)
             if payload is not None:
                 entry = dict(_entry_fields(payload))
-                if entry.get(_ENTRY_KEY, b"").decode() == KEY:
+                if text is None and entry.get(_ENTRY_KEY) == KEY.encode():
                     text = entry.get(_ENTRY_VALUE, b"").decode()
     except EOFError as error:
         if _IR_VERSION in seen:
@@ -226,6 +243,8 @@ def _fields(file: BinaryIO, size: int, wanted: int) -> Iterator[tuple[int, bytes
                 file.seek(length, os.SEEK_CUR)
         else:
             raise ValueError(f"wire type {wire_type}")
+        if file.tell() > size:
+            raise EOFError("a number is longer than the file")
         yield field, payload
 
 
@@ -236,7 +255,10 @@ def _entry_fields(payload: bytes) -> Iterator[tuple[int, bytes]]:
         tag = _varint(file)
         if tag & 7 != _BYTES:
             raise ValueError("a metadata entry is not a string")
-        yield tag >> 3, file.read(_varint(file))
+        length = _varint(file)
+        if file.tell() + length > len(payload):
+            raise ValueError("a string is longer than its metadata entry")
+        yield tag >> 3, file.read(length)
 
 
 def _varint(file: BinaryIO) -> int:

@@ -28,6 +28,8 @@ MAX_BELT = 4096
 
 # A channel counts as constant when its values differ by no more than rounding: float32 resolves 1.2e-7 of a value.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
+# Below its smallest normal number float32 loses its digits, and most kernels set such values to 0.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def statistics(maps: Maps) -> ChannelStatistics:
         >>> found.mean.tolist(), found.deviation.tolist(), found.constant.tolist()
         ([[2.0, 5.0]], [[1.0, 0.0]], [[False, True]])
     """
-    return _center(_array(maps))[1]
+    return _standardize(_array(maps))[1]
 
 
 def normalize(maps: Maps) -> NDArray[np.uint8]:
@@ -78,22 +80,22 @@ def normalize(maps: Maps) -> NDArray[np.uint8]:
         >>> normalize(np.array([[[[1.0, 3.0]], [[5.0, 5.0]]]])).tolist()
         [[[[64, 192]], [[128, 128]]]]
     """
+    return levels_and_statistics(maps)[0]
+
+
+def levels_and_statistics(maps: Maps) -> tuple[NDArray[np.uint8], ChannelStatistics]:
+    """Return what `normalize` and `statistics` give, in one pass."""
     array = _array(maps)
-    centered, found = _center(array)
-    columns = (slice(None), slice(None), None)
-    with np.errstate(divide="ignore"):
-        factor = np.float32(LEVELS_PER_DEVIATION) / found.deviation
-    factor[found.constant] = 0
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite values stay infinite until the clip
-        centered *= factor[columns]
-        centered += np.float32(MEAN_LEVEL)
-    np.clip(centered, 0, 255, out=centered)
+    levels, found = _standardize(array)
+    levels *= np.float32(LEVELS_PER_DEVIATION)
+    levels += np.float32(MEAN_LEVEL)
+    np.clip(levels, 0, 255, out=levels)
     if found.not_finite.any():
-        flat = array.reshape(centered.shape)
-        centered[np.isnan(flat)] = 0
-        centered[flat == np.inf] = 255
-        centered[flat == -np.inf] = 0
-    return centered.astype(np.uint8).reshape(array.shape)
+        with np.errstate(over="ignore"):
+            flat = array.reshape(levels.shape).astype(np.float32)
+        levels[np.isnan(flat) | (flat == -np.inf)] = 0
+        levels[flat == np.inf] = 255
+    return levels.astype(np.uint8).reshape(array.shape), found
 
 
 def belt(maps: Maps, index: int = 0) -> NDArray[np.uint8]:
@@ -203,37 +205,36 @@ def _levels(maps: Maps, index: int) -> NDArray[np.uint8]:
     return levels
 
 
-def _center(array: NDArray[Any]) -> tuple[NDArray[np.float32], ChannelStatistics]:
-    """Return the values less their channel's mean, shape (N, C, cells), and the statistics."""
-    # float32 before statistics: the sum of squares of float16 overflows.
-    values = array.reshape(*array.shape[:2], -1).astype(np.float32)
+def _standardize(array: NDArray[Any]) -> tuple[NDArray[np.float32], ChannelStatistics]:
+    """Return `(x - mean) / standard deviation`, shape (N, C, cells), and the statistics; 0 where that has no value."""
+    # float32 before statistics: the sum of squares of float16 overflows. Halved, which is exact: 3e38 less -3e38 is
+    # beyond float32, and beyond it the values of a float64 array count as infinite.
+    with np.errstate(over="ignore"):
+        values = np.multiply(array.reshape(*array.shape[:2], -1), 0.5, dtype=np.float32)
     lowest, highest = values.min(axis=2), values.max(axis=2)
-    finite = np.isfinite(lowest) & np.isfinite(highest)  # NaN and infinities show in the extremes
-    not_finite = np.zeros(lowest.shape, dtype=np.int64)
-    for n, c in zip(*np.nonzero(~finite), strict=True):
-        good = values[n, c][np.isfinite(values[n, c])]
-        not_finite[n, c] = values.shape[2] - good.size
-        lowest[n, c], highest[n, c] = (good.min(), good.max()) if good.size else (0, 0)
-    mean = _mean(values, finite)
-    with np.errstate(invalid="ignore"):
-        values -= mean[..., None]
-    # Summed in float64: the squares of 1e-25 or 1e25 are beyond float32.
-    deviation = np.sqrt(np.einsum("ncx,ncx->nc", values, values, dtype=np.float64) / values.shape[2])
-    for n, c in zip(*np.nonzero(~finite), strict=True):
-        good = values[n, c][np.isfinite(values[n, c])]
-        deviation[n, c] = good.std(dtype=np.float64) if good.size else 0
-    spread = highest.astype(np.float64) - lowest
-    constant = spread <= _ROUNDING * np.maximum(np.abs(lowest), np.abs(highest)).astype(np.float64)
-    return values, ChannelStatistics(
-        mean=mean, deviation=deviation.astype(np.float32), constant=constant, not_finite=not_finite
-    )
-
-
-def _mean(values: NDArray[np.float32], finite: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the mean of each channel's finite values; 0 where there are none."""
     with np.errstate(invalid="ignore"):
         mean = values.mean(axis=2, dtype=np.float64)
+    finite = np.isfinite(lowest) & np.isfinite(highest)  # NaN and infinities show in the extremes
+    count = np.full(mean.shape, values.shape[2])
     for n, c in zip(*np.nonzero(~finite), strict=True):
         good = values[n, c][np.isfinite(values[n, c])]
-        mean[n, c] = good.mean(dtype=np.float64) if good.size else 0
-    return np.asarray(mean, dtype=np.float32)
+        count[n, c] = good.size
+        extremes = (good.min(), good.max(), good.mean(dtype=np.float64)) if good.size else (0, 0, 0)
+        lowest[n, c], highest[n, c], mean[n, c] = extremes
+    # In two steps: the mean of 1000 and 1000.0001 lies between two float32 numbers.
+    nearest = mean.astype(np.float32)
+    values -= nearest[..., None]
+    values -= (mean - nearest).astype(np.float32)[..., None]
+    if not finite.all():
+        values[~np.isfinite(values)] = 0
+    # Summed in float64: the squares of 1e-25 or 1e25 are beyond float32.
+    deviation = np.sqrt(np.einsum("ncx,ncx->nc", values, values, dtype=np.float64) / np.maximum(count, 1))
+    largest = np.maximum(np.abs(lowest), np.abs(highest)).astype(np.float64)
+    constant = highest.astype(np.float64) - lowest <= np.maximum(_ROUNDING * largest, _SMALLEST)
+    values /= np.where(constant, np.inf, deviation).astype(np.float32)[..., None]
+    return values, ChannelStatistics(
+        mean=(2 * mean).astype(np.float32),
+        deviation=(2 * deviation).astype(np.float32),
+        constant=constant,
+        not_finite=(values.shape[2] - count).astype(np.int64),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from onnxfeat.errors import PictureError
 from onnxfeat.pictures import MAX_BELT, belt, drawable, fits_belt, grid, grid_columns
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 20.0  # inches, of the figure in F. Chollet, "Deep Learning with Python", section 5.4.1
+_LEAST_HEIGHT = 0.02  # inches: two pixels at 100 dpi; matplotlib can't save a figure of less than one
 
 
 def plot(
@@ -25,9 +26,9 @@ def plot(
 ) -> Figure:
     """Draw the channels of one layer side by side, titled with the layer's name; return the figure.
 
-    A new figure is 20 inches wide and 20/k high for k channels. A layer whose belt were wider than `max_belt` pixels is
-    drawn as a grid, and the title says so. Gray levels are those of `normalize`, 0..255 from end to end of the
-    colormap.
+    A new figure is 20 inches wide and 20/k high for k channels, at least 0.02. A layer whose belt were wider than
+    `max_belt` pixels is drawn as a grid, and the title says so. Gray levels are those of `normalize`, 0..255 from end
+    to end of the colormap.
 
     Args:
         feature_map: The maps, with two spatial axes.
@@ -37,7 +38,8 @@ def plot(
         max_belt: Largest width of a belt in pixels.
 
     Raises:
-        PictureError: The map has no two spatial axes, `index` is outside the batch, or the colormap is unknown.
+        PictureError: The map has no two spatial axes, `index` is outside the batch, the colormap is unknown, or `ax`
+            was removed from its figure.
 
     Example:
         >>> from onnxfeat import FeatureExtractor
@@ -62,15 +64,14 @@ def plot(
         tiled = grid(maps, index, columns=columns)
         inches = _WIDTH * tiled.shape[0] / tiled.shape[1]
         title = f"{feature_map.name} ({channels} channels in rows of {columns})"
+    if ax is not None and ax.get_figure() is None:
+        raise PictureError("the axes belong to no figure any more: pass axes that were not removed")
     if ax is None:
         from matplotlib import pyplot
 
-        figure = pyplot.figure(figsize=(_WIDTH, inches))
+        figure = pyplot.figure(figsize=(_WIDTH, max(inches, _LEAST_HEIGHT)))
         ax = figure.add_subplot()
-    ax.set_title(title)
+    ax.set_title(title, parse_math=False)  # a layer's name may hold a dollar sign
     ax.grid(False)
     ax.imshow(tiled, aspect="auto", cmap=cmap, vmin=0, vmax=255)
-    drawn = ax.get_figure(root=True)
-    if drawn is None:
-        raise PictureError("the axes belong to no figure any more: pass axes that were not removed")
-    return drawn
+    return cast("Figure", ax.get_figure(root=True))

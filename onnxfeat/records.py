@@ -209,7 +209,7 @@ class ModelInput:
         return cls(**_fields_from_json(cls, data))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FeatureMap:
     """The output of one layer for a batch of pictures.
 
@@ -222,8 +222,10 @@ class FeatureMap:
     array: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        """Lock the array: a record that can change is no record."""
-        self.array.flags.writeable = False
+        """Lock the record's view of the array; the caller's own array stays as it is."""
+        view = self.array.view()
+        view.flags.writeable = False
+        object.__setattr__(self, "array", view)
 
     @property
     def name(self) -> str:
@@ -271,6 +273,7 @@ class Features(Mapping[str, FeatureMap]):
     Attributes:
         maps: Layer name to feature map.
         pictures: Names of the pictures of the batch, in order.
+        preprocessed: For each of them, whether it arrived as a preprocessed array and was taken as it is.
         model: File name of the model, or `<memory>`.
         sha256: SHA-256 of the model file.
         provider: Which execution provider was asked for and which one ran.
@@ -281,6 +284,7 @@ class Features(Mapping[str, FeatureMap]):
 
     maps: Mapping[str, FeatureMap]
     pictures: tuple[str, ...]
+    preprocessed: tuple[bool, ...]
     model: str
     sha256: str
     provider: ProviderChoice
@@ -341,7 +345,7 @@ class Conversion:
         path: The ONNX file that was written.
         layers: Agreement of every mapped layer, in order of execution.
         absent: Keras layers that the ONNX graph has no value for.
-        preprocessing: What was stored in the file.
+        preprocessing: What was stored in the file; None if the model does not take one picture.
         opset: ONNX operator set version of the file.
         notes: Sentences that the user should read.
         seconds: Time that it took.
@@ -350,7 +354,7 @@ class Conversion:
     path: Path
     layers: tuple[LayerAgreement, ...]
     absent: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     opset: int
     notes: tuple[str, ...]
     seconds: float
@@ -368,6 +372,6 @@ class Conversion:
             "worst": self.worst.name,
             "layers": [_to_json(layer) for layer in self.layers],
             "absent": list(self.absent),
-            "preprocessing": self.preprocessing.to_json(),
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
             "notes": list(self.notes),
         }

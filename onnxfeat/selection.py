@@ -117,7 +117,6 @@ def _at_positions(layers: Sequence[Layer], term: str) -> Sequence[Layer]:
     if not found:
         raise LayerError(
             f"position {term} is outside the list of {len(listed)} conv and pool layers: `onnxfeat layers MODEL` "
-            f"numbers "
-            f"them from 0"
+            f"numbers them from 0"
         )
     return found

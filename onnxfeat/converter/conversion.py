@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from onnxfeat.converter.keras_models import Call, TracedModel, import_keras, load_model, trace
+from onnxfeat.converter.keras_models import Call, TracedModel, import_keras, load_model, reason_of, trace
 from onnxfeat.converter.verification import compare, refuse_disagreement
-from onnxfeat.errors import ConversionError, MissingPackageError
-from onnxfeat.exposure import store, with_outputs
+from onnxfeat.errors import ConversionError, MissingPackageError, quote
+from onnxfeat.exposure import picture_input, store, with_outputs
 from onnxfeat.files import refuse_existing, whole_file
-from onnxfeat.graph import Graph, numbers, read_graph
+from onnxfeat.graph import Graph, axis_order, read_graph
 from onnxfeat.metadata import Document, MappedLayer
-from onnxfeat.records import Conversion, Preprocessing
+from onnxfeat.records import Conversion, ModelInput, Preprocessing
 
 DEFAULT_OPSET = 17
 
@@ -91,7 +92,8 @@ def convert_keras(
         else dataclasses.replace(mapped, error=by_name[mapped.name].error, noise=by_name[mapped.name].noise)
         for mapped in layer_map
     )
-    store(converted, Document(layer_map=measured, preprocessing=spec))
+    taken = None if spec is None else _picture_input(converted, traced)
+    store(converted, Document(layer_map=measured, preprocessing=spec, input=taken))
     tell("writing the file")
     with whole_file(target, overwrite=overwrite) as temporary:
         temporary.write_bytes(converted.SerializeToString(deterministic=True))
@@ -99,7 +101,7 @@ def convert_keras(
         path=target,
         layers=tuple(agreements),
         absent=tuple(mapped.name for mapped in layer_map if mapped.value is None),
-        preprocessing=spec or Preprocessing(),
+        preprocessing=spec,
         opset=opset,
         notes=_notes(traced, spec),
         seconds=time.perf_counter() - start,
@@ -108,22 +110,36 @@ def convert_keras(
 
 def _preprocessing(traced: TracedModel, asked: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
     """Return what to store; None if the model does not take a picture."""
-    if isinstance(asked, Preprocessing):
-        return asked
     shapes = [list(spec.shape) for spec in traced.signature]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         if asked:
             raise ConversionError("the model does not take one picture, so it has no preprocessing: leave that out")
         return None
-    first = next((call.layout for call in traced.calls if call.layout and len(call.layout) == 4), "NHWC")
-    sides = dict(zip(first, shapes[0], strict=True))
+    sides = dict(zip(_input_layout(traced), shapes[0], strict=True))
     fixed = sides["H"] is not None and sides["W"] is not None
     keras_own = Preprocessing(
         size=(sides["H"], sides["W"]) if fixed else None,
+        # Scaled, all levels of a picture of integers would become 0 or 1.
+        scale=1.0 if traced.signature[0].dtype.is_integer else 1 / 255,
         color="gray" if sides["C"] == 1 else "rgb",
         interpolation="nearest",  # the default of keras.utils.load_img
     )
-    return keras_own.changed(asked) if asked else keras_own
+    spec = asked if isinstance(asked, Preprocessing) else keras_own.changed(asked or {})
+    if fixed and spec.size not in (None, keras_own.size):
+        raise ConversionError(
+            f"size {spec.size} does not fit the model's input of {sides['H']} x {sides['W']} pixels: leave the size out"
+        )
+    return spec
+
+
+def _input_layout(traced: TracedModel) -> str:
+    """Return the layout of the picture that a model takes: that of its first layer with a picture."""
+    return next((call.layout for call in traced.calls if call.layout and len(call.layout) == 4), "NHWC")
+
+
+def _picture_input(model: onnx.ModelProto, traced: TracedModel) -> ModelInput:
+    """Return the input of a converted model; its layout is Keras's, which the graph need not tell."""
+    return dataclasses.replace(picture_input(read_graph(model)), layout=_input_layout(traced))
 
 
 def _notes(traced: TracedModel, preprocessing: Preprocessing | None) -> tuple[str, ...]:
@@ -142,17 +158,28 @@ def _convert(traced: TracedModel, opset: int) -> onnx.ModelProto:
         import tf2onnx
     except ImportError as error:
         raise MissingPackageError(f'converting needs tf2onnx ({error}): pip install "onnxfeat[keras]"') from error
-    low, high = 13, tf2onnx.constants.OPSET_TO_IR_VERSION and max(tf2onnx.constants.OPSET_TO_IR_VERSION)
+    low, high = 13, max(tf2onnx.constants.OPSET_TO_IR_VERSION)
     if not low <= opset <= high:
         raise ConversionError(
             f"opset {opset} can't be written by tf2onnx {tf2onnx.__version__}: choose {low} to {high}"
         )
     model: onnx.ModelProto
     try:
-        model, _ = tf2onnx.convert.from_function(traced.function, input_signature=traced.signature, opset=opset)
+        model, _ = tf2onnx.convert.from_function(
+            traced.function,
+            input_signature=traced.signature,
+            opset=opset,
+            custom_op_handlers={"Erfc": (_convert_erfc, [])},
+        )
     except Exception as error:  # tf2onnx raises whatever its handlers meet
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ConversionError(f"tf2onnx {tf2onnx.__version__} can't convert the model: {reason}") from error
+        raise ConversionError(f"tf2onnx {tf2onnx.__version__} can't convert the model: {reason_of(error)}") from error
+    # It writes what it doesn't know through, and reports success.
+    unknown = sorted({node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)})
+    if unknown:
+        raise ConversionError(
+            f"tf2onnx {tf2onnx.__version__} can't convert the model: ONNX has no operator for TensorFlow's "
+            f"{quote(unknown)}; replace the layer that uses it"
+        )
     if len(model.graph.output) != len(traced.output_names) + len(traced.calls):
         raise ConversionError("tf2onnx returned another number of outputs than it was given: report it with the model")
     _restore_captured_constants(model, traced)
@@ -162,6 +189,16 @@ def _convert(traced: TracedModel, opset: int) -> onnx.ModelProto:
             if side is None:  # instead of the `unk__` of tf2onnx
                 axis.dim_param = letter
     return model
+
+
+def _convert_erfc(graph: Any, node: Any, *_: Any) -> None:
+    """Write Erfc, which Keras's GELU is made of and ONNX lacks, as 1 - Erf; called by tf2onnx."""
+    source, result = node.input[0], node.output[0]
+    dtype, shape = graph.get_dtype(result), graph.get_shape(result)
+    graph.remove_node(node.name)
+    one = graph.make_const(f"{node.name}/one", np.ones((), onnx.helper.tensor_dtype_to_np_dtype(dtype)))
+    erf = graph.make_node("Erf", [source], dtypes=[dtype], shapes=[shape])
+    graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=[result], dtypes=[dtype], shapes=[shape])
 
 
 def _restore_captured_constants(model: onnx.ModelProto, traced: TracedModel) -> None:
@@ -194,6 +231,8 @@ def _without_taps(tapped: onnx.ModelProto, traced: TracedModel) -> tuple[onnx.Mo
     found = [_behind_transposes(graph, name) for name in outputs[count:]]
     converted = with_outputs(graph, outputs[:count], cut=True)
     renamed = dict(zip(outputs[:count], traced.output_names, strict=True))
+    del converted.graph.input[:]  # an input that nothing uses is an input all the same
+    converted.graph.input.extend(tapped.graph.input)
     _rename(converted.graph, renamed)
     kept = {name for node in converted.graph.node for name in node.output}
     layer_map = []
@@ -215,24 +254,13 @@ def _behind_transposes(graph: Graph, value: str) -> tuple[str, list[int] | None]
     """Return the value that an output is a copy of, and the axis order that leads from it to the output."""
     order: list[int] | None = None
     while (node := graph.producers.get(value)) is not None:
-        if node.op_type == "Identity":
-            step = None
-        elif node.op_type == "Transpose" and (perm := numbers(node, "perm")) is not None:
-            step = perm
-        elif node.op_type == "Reshape" and _is_channels_last_of_1x1(graph, node):
-            step = [0, 2, 3, 1]
-        else:
+        step = axis_order(graph, node)
+        if step is None and node.op_type != "Identity":
             break
         if step is not None:
             order = step if order is None else [step[axis] for axis in order]
         value = node.input[0]
     return value, order
-
-
-def _is_channels_last_of_1x1(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a Reshape takes (N, C, 1, 1) to (N, 1, 1, C), as tf2onnx writes the Transpose of such a map."""
-    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
-    return before is not None and after is not None and before[2:] == (1, 1) and after[1:] == (1, 1, before[1])
 
 
 def _layout_before(call: Call, order: Sequence[int] | None) -> str | None:
@@ -246,11 +274,8 @@ def _layout_before(call: Call, order: Sequence[int] | None) -> str | None:
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Rename values; the new names must be free, else the old ones stay."""
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {x.name for x in graph.input}
+    """Rename outputs; a name that is taken already gives a model that `compare` can't load."""
     for old, new in names.items():
-        if old == new or new in taken:
-            raise ConversionError(f"the model has an output and another value named {new!r}: rename the Keras layer")
         for node in graph.node:
             node.input[:] = [new if name == old else name for name in node.input]
             node.output[:] = [new if name == old else name for name in node.output]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -120,11 +121,9 @@ def load_model(path: Path) -> Any:
             warnings.simplefilter("ignore")  # Keras warns of optimizer states, which nobody needs here
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its deserializers meet
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:300] if lines else type(error).__name__
         raise ConversionError(
-            f"Keras {keras.__version__} can't load {path}: {reason}; check that it is a complete model (not weights "
-            f"alone), without Lambda layers, and pass a live model for one with custom layers"
+            f"Keras {keras.__version__} can't load {path}: {reason_of(error)}; check that it is a complete "
+            f"model (not weights alone), without Lambda layers, and pass a live model for one with custom layers"
         ) from error
 
 
@@ -156,11 +155,11 @@ def trace(model: Any) -> TracedModel:
 
     function = tf.function(run, autograph=False, jit_compile=False)
     try:
-        concrete = function.get_concrete_function(*signature)
+        with _inlined(tf):
+            concrete = function.get_concrete_function(*signature)
     except Exception as error:  # whatever a layer raises
         raise ConversionError(
-            f"model {model.name!r} can't be traced: {str(error).strip().splitlines()[0][:300]}; check that it runs in "
-            f"Keras"
+            f"model {model.name!r} can't be traced: {reason_of(error)}; check that it runs in Keras"
         ) from error
     return TracedModel(
         model=model,
@@ -172,25 +171,62 @@ def trace(model: Any) -> TracedModel:
     )
 
 
-def run_disturbed(traced: TracedModel, feeds: Sequence[NDArray[Any]], seed: int) -> list[NDArray[Any]]:
-    """Run a model in Keras with rounding noise added; return the model's outputs and every leaf layer's.
+def reason_of(error: Exception) -> str:
+    """Return the first line of another package's error that tells what happened, without colors and marks."""
+    text, cause = str(error).partition("Arguments received by")[0], "Exception encountered: "
+    lines = [re.sub(r"\x1b\[[\d;]*m|{{.*?}}", "", line).strip() for line in text.splitlines()]
+    telling = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    telling.sort(key=lambda line: not line.startswith(cause))  # Keras puts a whole configuration before it
+    return telling[0].removeprefix(cause)[:300] if telling else type(error).__name__
 
-    Each floating value that a layer gives moves by up to `_DISTURBANCE` units in the last place before the next layer
-    gets it: about what another order of summation does.
+
+@contextlib.contextmanager
+def _inlined(tf: Any) -> Iterator[None]:
+    """Trace functions that are called in the block as if their code stood there.
+
+    Keras compiles grouped convolutions as functions of their own (`jit_compile=True`), which tf2onnx can't look into.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def run_in_keras(
+    traced: TracedModel, feeds: Sequence[NDArray[Any]], *, disturbed_by: int | None = None
+) -> list[NDArray[Any]]:
+    """Run a model in Keras, without what was traced; return the model's outputs and every leaf layer's.
+
+    With a seed in `disturbed_by`, rounding noise is added: each floating value that a layer gives moves by up to
+    `_DISTURBANCE` units in the last place before the next layer gets it, about what another order of summation does.
+
+    Raises:
+        ConversionError: Keras can't run the model on this machine.
     """
     keras = import_keras()
     import tensorflow as tf
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(disturbed_by)
 
     def disturb(tensor: Any) -> Any:
         if not tensor.dtype.is_floating:
             return tensor
         array = tensor.numpy()
         steps = random.integers(-_DISTURBANCE, _DISTURBANCE + 1, array.shape)
-        return tf.constant((array + steps * np.spacing(array)).astype(array.dtype))
+        with np.errstate(all="ignore"):  # infinities stay what they are
+            moved = np.where(np.isfinite(array), array + steps * np.spacing(array), array)
+        return tf.constant(moved.astype(array.dtype))
 
-    outputs, records = _run(keras, traced.model, [tf.constant(feed) for feed in feeds], disturb)
+    change = None if disturbed_by is None else disturb
+    try:
+        outputs, records = _run(keras, traced.model, [tf.constant(feed) for feed in feeds], change)
+    except Exception as error:  # convolutions with the channels first, for instance, where there is no GPU
+        raise ConversionError(
+            f"Keras can't run model {traced.model.name!r} on this machine, and so nothing can be compared: "
+            f"{reason_of(error)}"
+        ) from error
     return [tensor.numpy() for tensor in (*outputs, *_tensors(keras, records))]
 
 
@@ -218,13 +254,17 @@ def _tensors(keras: Any, records: Sequence[tuple[str, Any, Any]]) -> list[Any]:
 def _recording(keras: Any, records: list[tuple[str, Any, Any]], change: Callable[[Any], Any] | None) -> Iterator[None]:
     """Record path, layer and output of every leaf layer that is called in the block, after `change` if there is one.
 
-    A leaf is a layer that calls no other layer. Keras has no hook for this, so `Layer.__call__` is replaced meanwhile.
+    A leaf is a layer that calls no other layer, or calls them in a loop. Keras has no hook for this, so
+    `Layer.__call__` is replaced meanwhile.
     """
+    loops = (keras.layers.RNN, keras.layers.TimeDistributed)
     original: Callable[..., Any] = keras.layers.Layer.__call__
     running: list[Any] = []
     with_children: list[bool] = []
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if running and isinstance(running[-1], loops):
+            return original(layer, *args, **kwargs)
         if with_children:
             with_children[-1] = True
         running.append(layer)
@@ -250,7 +290,8 @@ def _recording(keras: Any, records: list[tuple[str, Any, Any]], change: Callable
 def _named_calls(keras: Any, records: list[tuple[str, Any, Any]]) -> list[Call]:
     totals = Counter(path for path, _, _ in records)
     seen: Counter[str] = Counter()
-    last_format = keras.config.image_data_format()
+    formats = [getattr(layer, "data_format", None) for _, layer, _ in records]
+    last_format = next((found for found in formats if found), keras.config.image_data_format())
     calls = []
     for path, layer, output in records:
         seen[path] += 1
@@ -278,6 +319,7 @@ def _kind(keras: Any, layer: Any) -> Kind:
 def _output_names(model: Any, count: int) -> list[str]:
     layers = [model.layers[-1].name] if count == 1 and model.layers else []
     names = list(getattr(model, "output_names", None) or layers)
-    if len(names) != count or len(set(names)) != count:
+    taken = {x.name for x in model.inputs}  # a model may pass an input on
+    if len(names) != count or len({*names} - taken) != count:
         names = [f"output_{number}" for number in range(count)] if count > 1 else ["output"]
     return names

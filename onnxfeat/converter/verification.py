@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxfeat.converter.keras_models import TracedModel, run_disturbed
+from onnxfeat.converter.keras_models import TracedModel, reason_of, run_in_keras
 from onnxfeat.errors import ConversionError, ModelError
 from onnxfeat.exposure import with_outputs
 from onnxfeat.extractor import open_session
@@ -28,21 +28,21 @@ _NOISE_RUNS = 3
 def compare(
     model: onnx.ModelProto, traced: TracedModel, layer_map: Sequence[MappedLayer], preprocessing: Preprocessing | None
 ) -> list[LayerAgreement]:
-    """Run one seeded input through Keras and ONNX Runtime; return how far apart each mapped layer is.
+    """Run one seeded input through Keras and ONNX Runtime; return how far apart each mapped layer is, then each output.
 
     The input is a picture of random values 0..255, preprocessed as pictures will be. `noise` is how far Keras is from
     itself when what each layer gives moves by a few units in the last place: no other order of summation can be asked
     to be closer.
 
     Raises:
-        ConversionError: ONNX Runtime can't load or run the model, or a shape differs.
+        ConversionError: Keras can't run the model, or ONNX Runtime can't load or run it.
     """
     feeds = [_seeded(spec, np.random.default_rng(_SEED), preprocessing) for spec in traced.signature]
-    expected = _run_keras(traced, feeds)
+    expected = run_in_keras(traced, feeds)
     noise = np.zeros(len(expected))
     for run in range(_NOISE_RUNS):
-        disturbed = run_disturbed(traced, feeds, seed=_SEED + run)
-        noise = np.maximum(noise, [_distance(b, a) for a, b in zip(expected, disturbed, strict=True)])
+        disturbed = run_in_keras(traced, feeds, disturbed_by=_SEED + run)
+        noise = np.fmax(noise, [_distance(b, a) for a, b in zip(expected, disturbed, strict=True)])
 
     wanted = [*traced.output_names, *(layer.value for layer in layer_map if layer.value is not None)]
     exposed = with_outputs(read_graph(model), wanted, cut=False).SerializeToString()
@@ -50,25 +50,23 @@ def compare(
         session, _ = open_session(exposed, "cpu", "the converted model")
     except ModelError as error:
         raise ConversionError(f"the conversion gave a model that does not load: {error}") from error
-    names = [value.name for value in session.get_inputs()]
+    inputs = [value.name for value in session.get_inputs()]
     try:
-        results = session.run(wanted, dict(zip(names, feeds, strict=True)))
+        results = session.run(wanted, dict(zip(inputs, feeds, strict=True)))
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
-        reason = str(error).strip().splitlines()[0][:300]
-        raise ConversionError(f"the conversion gave a model that ONNX Runtime can't run: {reason}") from error
+        raise ConversionError(f"the conversion gave a model that ONNX Runtime can't run: {reason_of(error)}") from error
     actual = dict(zip(wanted, results, strict=True))
 
     agreements = []
-    for position, name in enumerate(traced.output_names):
-        distance = _distance(actual[name], expected[position])
-        agreements.append(LayerAgreement(name=f"output {name!r}", error=distance, noise=float(noise[position])))
-    for position, (call, mapped) in enumerate(
-        zip(traced.calls, layer_map, strict=True), start=len(traced.output_names)
-    ):
+    count = len(traced.output_names)
+    for position, (call, mapped) in enumerate(zip(traced.calls, layer_map, strict=True), start=count):
         if mapped.value is not None:
             value = _in_order(actual[mapped.value], mapped.layout, call.layout)
             distance = _distance(value, expected[position])
             agreements.append(LayerAgreement(name=mapped.name, error=distance, noise=float(noise[position])))
+    for position, name in enumerate(traced.output_names):
+        distance = _distance(actual[name], expected[position])
+        agreements.append(LayerAgreement(name=f"output {name!r}", error=distance, noise=float(noise[position])))
     return agreements
 
 
@@ -86,9 +84,9 @@ def refuse_disagreement(agreements: Sequence[LayerAgreement]) -> None:
 
 
 def _seeded(spec: Any, random: np.random.Generator, preprocessing: Preprocessing | None) -> NDArray[Any]:
-    shape = [1 if i == 0 else _FREE_SIDE if side is None else int(side) for i, side in enumerate(spec.shape)]
+    shape = [side or (_FREE_SIDE if axis else 1) for axis, side in enumerate(spec.shape)]
     dtype = np.dtype(spec.dtype.as_numpy_dtype)
-    if dtype.kind in "iub":
+    if dtype.kind in "iub" and preprocessing is None:  # indices of an embedding, for instance
         return random.integers(0, 2, shape).astype(dtype)
     pixels = random.integers(0, 256, shape).astype(np.float64)
     if preprocessing is not None:
@@ -98,12 +96,6 @@ def _seeded(spec: Any, random: np.random.Generator, preprocessing: Preprocessing
     return pixels.astype(dtype)
 
 
-def _run_keras(traced: TracedModel, feeds: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    import tensorflow as tf
-
-    return [tensor.numpy() for tensor in traced.function(*(tf.constant(feed) for feed in feeds))]
-
-
 def _in_order(value: NDArray[Any], layout: str | None, wanted: str | None) -> NDArray[Any]:
     if layout is None or wanted is None or layout == wanted:
         return value
@@ -111,11 +103,20 @@ def _in_order(value: NDArray[Any], layout: str | None, wanted: str | None) -> ND
 
 
 def _distance(value: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Return the largest absolute difference relative to the range of the reference; NaN where either has any."""
+    """Return the largest absolute difference relative to the range of the reference.
+
+    NaN and infinities must be the same at the same places: else the result is NaN, as for different shapes.
+    """
     if value.shape != reference.shape:
-        return float("inf")
-    if reference.dtype.kind not in "f":
+        return float("nan")
+    if reference.dtype.kind != "f":
         return float(not np.array_equal(value, reference))
-    reference = reference.astype(np.float64)
+    value, reference = value.astype(np.float64), reference.astype(np.float64)
+    finite = np.isfinite(reference)
+    if not np.array_equal(value[~finite], reference[~finite], equal_nan=True) or not np.isfinite(value[finite]).all():
+        return float("nan")
+    if not finite.any():
+        return 0.0
+    value, reference = value[finite], reference[finite]
     extent = float(reference.max() - reference.min()) or float(np.abs(reference).max()) or 1.0
-    return float(np.abs(value.astype(np.float64) - reference).max() / extent)
+    return float(np.abs(value - reference).max() / extent)

@@ -1,0 +1,62 @@
+"""Decide which tests can run here, and refuse a run in which none of the Keras tests did."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+mpl.use("Agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-keras", action="store_true", help="fail if no test marked `keras` ran")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    without_keras = importlib.util.find_spec("tensorflow") is None
+    for item in items:
+        if item.name == "onnxfeat.converter.conversion.convert_keras":  # its docstring example converts a model
+            item.add_marker("keras")
+        if without_keras and item.get_closest_marker("keras"):
+            item.add_marker(pytest.mark.skip(reason='needs TensorFlow: pip install "onnxfeat[keras]"'))
+        if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "call" and report.passed and item.get_closest_marker("keras"):
+        item.config.stash[_PASSED] = item.config.stash.get(_PASSED, 0) + 1
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--require-keras") and not session.config.stash.get(_PASSED, 0):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_PASSED = pytest.StashKey[int]()
+
+
+@pytest.fixture(autouse=True)
+def _examples_run_in_the_repository(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run docstring examples where the shipped models are, whatever folder pytest was started in."""
+    if isinstance(request.node, pytest.DoctestItem):
+        monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """Folder of the shipped models and photographs."""
+    return ROOT / "models"
