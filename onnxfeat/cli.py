@@ -139,12 +139,12 @@ def list_(
         from onnxfeat.exposure import picture_input
         from onnxfeat.graph import read_graph
         from onnxfeat.images import default_preprocessing
-        from onnxfeat.inventory import list_layers
+        from onnxfeat.inventory import all_layers, list_layers
 
         graph = read_graph(model)
         listed = list_layers(graph, layers)
         if not as_json:
-            _print_table(listed, [layer.name for layer in list_layers(graph)] if layers else [x.name for x in listed])
+            _print_table(listed, [layer.name for layer in all_layers(graph) if layer.kind in ("conv", "pool")])
             return
         document: dict[str, Any] = {"schema_version": 1, "model": {"file": model.name, "sha256": graph.sha256}}
         try:

@@ -11,11 +11,10 @@ import onnx
 from onnxfeat.errors import ModelError
 from onnxfeat.files import refuse_existing, whole_file
 from onnxfeat.graph import Graph, names_used, read_graph
-from onnxfeat.inventory import all_layers
+from onnxfeat.inventory import choose_layers
 from onnxfeat.layouts import CHANNELS_FIRST, layouts_of
 from onnxfeat.metadata import KEY, Document, Exposed
 from onnxfeat.records import Layer, ModelInput
-from onnxfeat.selection import select
 
 
 def expose(
@@ -53,7 +52,7 @@ def expose(
     """
     refuse_existing(Path(path), overwrite)
     graph = read_graph(model)
-    chosen = select(all_layers(graph), layers)
+    chosen = choose_layers(graph, layers)
     rewritten = exposed_model(graph, chosen, cut=cut)
     with whole_file(Path(path), overwrite=overwrite) as temporary:
         temporary.write_bytes(rewritten.SerializeToString(deterministic=True))

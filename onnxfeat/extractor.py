@@ -47,7 +47,8 @@ class FeatureExtractor:
 
     Args:
         model: Path of an ONNX file, its bytes, or a parsed model (which is not changed).
-        layers: Selection (see `onnxfeat.selection`); None takes all conv and pool layers with a picture.
+        layers: Selection (see `onnxfeat.selection`); None takes all conv and pool layers with a picture, of a
+            file that `expose` wrote all that it exposes.
         provider: `cpu`; `cuda`, an error if it can't run; or `auto`, CUDA if it runs, else CPU with a logged warning.
         preprocessing: How pictures become the model's input; None takes what the model's metadata say, else resizing
             to the input, RGB, 1/255. A mapping such as `{"scale": 1.0}` changes single fields of that.
@@ -87,7 +88,8 @@ class FeatureExtractor:
         document = read_document(Path(model)) if isinstance(model, str | Path) else Document()
         content: Path | bytes
         if isinstance(model, str | Path) and document.exposed is not None:
-            self.layers = select(document.exposed.layers, layers)
+            exposed = document.exposed.layers
+            self.layers = exposed if layers is None else select(exposed, layers)
             self.input = document.exposed.input
             self.sha256 = sha256_of(Path(model))
             content = Path(model)
@@ -109,10 +111,10 @@ class FeatureExtractor:
     ) -> tuple[Document, bytes]:
         from onnxfeat.exposure import exposed_model, picture_input
         from onnxfeat.graph import read_graph
-        from onnxfeat.inventory import all_layers
+        from onnxfeat.inventory import choose_layers
 
         graph = read_graph(model)
-        self.layers = select(all_layers(graph), layers)
+        self.layers = choose_layers(graph, layers)
         cut = exposed_model(graph, self.layers)
         self.input = picture_input(graph, [value.name for value in cut.graph.input])
         self.sha256 = graph.sha256

@@ -34,7 +34,9 @@ _ACTIVATIONS = frozenset(
     "Tanh ThresholdedRelu".split()
 )
 _AFFINE = frozenset("Add Sub Mul Div".split())
-_STEPS = frozenset("Identity Cast Dropout Transpose BatchNormalization".split())
+# What follows a conv as part of it: normalization that is its own node, and nodes that pass values on.
+_CONV_NORMS = frozenset("BatchNormalization InstanceNormalization GroupNormalization".split())
+_STEPS = frozenset("Identity Cast Dropout Transpose".split()) | _CONV_NORMS
 # Activations that exporters spell out in several nodes: the operators that each needs, and those that it may have.
 _SCALING = frozenset(("Mul", "Div"))
 _COMPOUNDS = (
@@ -57,7 +59,7 @@ def list_layers(
     Args:
         model: Path of an ONNX file, its bytes, or a parsed model.
         layers: Selection (see `onnxfeat.selection`); None lists all conv and pool layers, also those whose map is
-            1 x 1; `kind:any` lists everything.
+            1 x 1, and of an exposed file all that it exposes; `kind:any` lists everything.
 
     Raises:
         ModelError: The model can't be read.
@@ -74,11 +76,19 @@ def list_layers(
         max_pooling2d_2 32 (17, 17)
     """
     graph = model if isinstance(model, Graph) else read_graph(model)
+    if graph.document.exposed is not None:
+        return choose_layers(graph, layers)
     found = all_layers(graph)
     if layers is None:
         listed = tuple(layer for layer in found if layer.kind in ("conv", "pool"))
         return listed or select(found)  # the latter raises the error that says what there is instead
     return select(found, layers)
+
+
+def choose_layers(graph: Graph, layers: str | Sequence[str] | None) -> tuple[Layer, ...]:
+    """Return the layers that a selection names; None is the default, and in an exposed file all that it exposes."""
+    found = all_layers(graph)
+    return found if layers is None and graph.document.exposed is not None else select(found, layers)
 
 
 def all_layers(graph: Graph) -> tuple[Layer, ...]:
@@ -212,7 +222,7 @@ def _chain(graph: Graph, value: str) -> tuple[str, str, str | None]:
             belongs = current = node.output[0]
         elif node.op_type in _STEPS and node.input[0] == current:
             current = node.output[0]
-            belongs = current if node.op_type == "BatchNormalization" else belongs
+            belongs = current if node.op_type in _CONV_NORMS else belongs
         else:
             return belongs, belongs, None
 

@@ -229,8 +229,9 @@ def scaling(keras: Any) -> Any:
     layers = keras.layers
     picture = keras.Input((9, 8, 3))
     x = layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(picture)
-    # Two constants of one shape, which tf2onnx makes inputs of.
+    # Constants of one shape, which tf2onnx makes inputs of.
     x = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.1, 0.2, 0.3], name="standardize")(x)
+    x = layers.Normalization(mean=[0.7, 0.1, 0.2], variance=[0.3, 0.1, 0.4], name="again")(x)
     return keras.Model(picture, layers.Conv2D(4, 3, name="conv")(x))
 
 
@@ -328,7 +329,7 @@ ZOO: dict[Build, str] = {
     activations: " ".join(f"conv_{name}" for name in ACTIVATIONS) + " swish gelu relu6 leaky prelu",
     global_pools: "conv max_kept one_by_one up mean_kept max",
     augmented: "conv flip rotation contrast noise drop drop_channels pool",
-    scaling: "rescale standardize conv",
+    scaling: "rescale standardize again conv",
     squeeze_and_excite: "conv squeeze reshape reduce expand excite",
     symbolic: "conv pool mean",
     up_and_down: "conv down up both crop",

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from onnxfeat import expose
+from onnxfeat import FeatureExtractor, expose, list_layers
 from onnxfeat.errors import LayerError, ModelError, OutputError
 from onnxfeat.exposure import exposed_model, picture_input, with_outputs
 from onnxfeat.graph import read_graph
@@ -344,3 +344,15 @@ def test_an_input_of_unknown_shape_before_a_conv_over_lines_is_refused() -> None
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 3, 5), np.float32), "k"))
     with pytest.raises(ModelError, match="uses its input 'x' as NCW, a picture is NCHW or NHWC"):
         picture_input(read_graph(model))
+
+
+def test_an_exposed_file_gives_all_that_it_exposes_unless_told_otherwise(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "relu.onnx"
+    exposed = expose(models / "shapes_small.onnx", path, layers="relu_1,global_pool")
+    assert [layer.name for layer in exposed] == ["relu_1", "global_pool"]
+    assert list_layers(path) == exposed
+    features = FeatureExtractor(path, provider="cpu")(models / "pictures/chelsea.png")
+    assert {name: found.shape for name, found in features.items()} == {
+        "relu_1": (1, 16, 64, 64),
+        "global_pool": (1, 64),
+    }
