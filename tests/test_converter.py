@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -1194,3 +1195,26 @@ def test_model_and_keras_are_left_as_they_were(keras: Any, tmp_path: Path, fails
     assert model.optimizer is not None
     for weight, old in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), old)
+
+
+def test_the_same_model_gives_the_same_bytes(models: Path, tmp_path: Path) -> None:
+    for name in ("one.onnx", "two.onnx"):  # in processes of their own, whose sets are in another order
+        command = [
+            sys.executable,
+            "-m",
+            "onnxfeat",
+            "convert",
+            models / "shapes_small.keras",
+            "-o",
+            tmp_path / name,
+            "-q",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+    one, two = (onnx.load(tmp_path / name) for name in ("one.onnx", "two.onnx"))
+    assert one.graph == two.graph
+
+
+def test_no_transpose_is_left_that_another_one_undoes(models: Path) -> None:
+    graph = onnx.load(models / "shapes_small.onnx").graph
+    transposes = [node for node in graph.node if node.op_type == "Transpose"]
+    assert [node.input[0] for node in transposes] == ["input"]

@@ -8,6 +8,7 @@ Then these outputs and the Transposes that lead to them come off again.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from onnxfeat.converter.verification import compare, refuse_disagreement
 from onnxfeat.errors import ConversionError, MissingPackageError, quote
 from onnxfeat.exposure import picture_input, store, with_outputs
 from onnxfeat.files import refuse_existing, whole_file
-from onnxfeat.graph import Graph, axis_order, read_graph
+from onnxfeat.graph import Graph, axis_order, names_used, numbers, read_graph, subgraphs
 from onnxfeat.metadata import Document, MappedLayer
 from onnxfeat.records import Conversion, ModelInput, Preprocessing
 
@@ -230,10 +231,12 @@ def _without_taps(tapped: onnx.ModelProto, traced: TracedModel) -> tuple[onnx.Mo
     outputs = [output.name for output in tapped.graph.output]
     found = [_behind_transposes(graph, name) for name in outputs[count:]]
     converted = with_outputs(graph, outputs[:count], cut=True)
-    renamed = dict(zip(outputs[:count], traced.output_names, strict=True))
+    _cancel_transposes(converted.graph)
+    renamed = _name_outputs(converted.graph, traced.output_names)
+    converted = with_outputs(read_graph(converted), traced.output_names, cut=True)  # without what nothing uses now
     del converted.graph.input[:]  # an input that nothing uses is an input all the same
     converted.graph.input.extend(tapped.graph.input)
-    _rename(converted.graph, renamed)
+    renamed.update(_renumber(converted.graph))
     kept = {name for node in converted.graph.node for name in node.output}
     layer_map = []
     for call, (value, order) in zip(traced.calls, found, strict=True):
@@ -273,12 +276,72 @@ def _layout_before(call: Call, order: Sequence[int] | None) -> str | None:
     return "".join(layout)
 
 
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Rename outputs; a name that is taken already gives a model that `compare` can't load."""
-    for old, new in names.items():
+def _cancel_transposes(graph: onnx.GraphProto) -> None:
+    """Let the users of a Transpose that undoes another one read what was there before.
+
+    tf2onnx does so itself, but not where the value between the two was an output, as that of every layer is here.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    captured = _captured(graph)
+    instead: dict[str, str] = {}
+    for node in graph.node:
+        node.input[:] = [instead.get(name, name) for name in node.input]
+        first = producers.get(node.input[0]) if node.op_type == "Transpose" else None
+        if first is not None and first.op_type == "Transpose" and node.output[0] not in captured:
+            one, other = numbers(first, "perm"), numbers(node, "perm")
+            if one and other and [one[axis] for axis in other] == sorted(one):
+                instead[node.output[0]] = first.input[0]
+
+
+def _captured(graph: onnx.GraphProto) -> set[str]:
+    """Return the values that graphs inside a node use, such as the loops of recurrent layers."""
+    return {name for node in graph.node if any(subgraphs(node)) for name in names_used(node)}
+
+
+def _renumber(graph: onnx.GraphProto) -> dict[str, str]:
+    """Give the names that tf2onnx numbers new numbers in the order of the nodes; return old name to new.
+
+    tf2onnx goes through sets, so that its numbers and the order of its constants change from run to run; the same model
+    is to give the same bytes.
+    """
+    captured = _captured(graph)  # they keep their names, and the letter n keeps the others apart from them
+    used = dict.fromkeys(name for node in graph.node for name in (*names_used(node), *node.output))
+    numbered: dict[str, str] = {}
+    for name in used:
+        found = re.fullmatch(r"(.*__|Identity_)\d+(:\d+)?", name)
+        if found and name not in captured:
+            numbered[name] = f"{found[1]}n{len(numbered)}{found[2] or ''}"
+    for position, node in enumerate(graph.node):
+        node.name = re.sub(r"__\d+$", f"__n{position}", node.name)
+        node.input[:] = [numbered.get(name, name) for name in node.input]
+        node.output[:] = [numbered.get(name, name) for name in node.output]
+    for value in (*graph.value_info, *graph.initializer):
+        value.name = numbered.get(value.name, value.name)
+    order = {numbered.get(name, name): position for position, name in enumerate(used)}
+    graph.initializer.sort(key=lambda tensor: order[tensor.name])
+    return numbered
+
+
+def _name_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> dict[str, str]:
+    """Name a graph's outputs; return old name to new.
+
+    A name that is taken already gives a model that `compare` can't load.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    fixed = _captured(graph) | {output.name for output in graph.output}
+    renamed: dict[str, str] = {}
+    for output, new in zip(graph.output, names, strict=True):
+        old = source = output.name
+        # Where a layer's output is the model's too, one of the two is a copy, by chance this or that one.
+        while producers[source].op_type == "Identity":
+            before = producers[source].input[0]
+            if before not in producers or before in fixed or before in renamed.values():
+                break
+            source = before
         for node in graph.node:
-            node.input[:] = [new if name == old else name for name in node.input]
-            node.output[:] = [new if name == old else name for name in node.output]
-        for value in graph.output:
-            if value.name == old:
-                value.name = new
+            node.input[:] = [new if name == source else name for name in node.input]
+            node.output[:] = [new if name == source else name for name in node.output]
+        producers[new] = producers[source]
+        renamed.update({old: new, source: new})
+        output.name = new
+    return renamed
