@@ -1199,17 +1199,8 @@ def test_model_and_keras_are_left_as_they_were(keras: Any, tmp_path: Path, fails
 
 def test_the_same_model_gives_the_same_bytes(models: Path, tmp_path: Path) -> None:
     for name in ("one.onnx", "two.onnx"):  # in processes of their own, whose sets are in another order
-        command = [
-            sys.executable,
-            "-m",
-            "onnxfeat",
-            "convert",
-            models / "shapes_small.keras",
-            "-o",
-            tmp_path / name,
-            "-q",
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        files = [str(models / "shapes_small.keras"), "-o", str(tmp_path / name)]
+        subprocess.run([sys.executable, "-m", "onnxfeat", "convert", *files, "-q"], check=True, capture_output=True)
     one, two = (onnx.load(tmp_path / name) for name in ("one.onnx", "two.onnx"))
     assert one.graph == two.graph
 
