@@ -298,7 +298,7 @@ def _summary(record: dict[str, Any]) -> Iterator[str]:
     layers = [layer for picture in record["pictures"] for layer in picture["layers"]]
     channels = sum(layer["channels"] for layer in layers)
     constant = sum(len(layer["constant_channels"]) for layer in layers)
-    yield f"drew {len(layers)} maps with {channels:,} channels, {constant:,} of them constant (flat)"
+    yield f"layers drawn: {len(layers)}, channels: {channels:,}, of them constant (flat): {constant:,}"
     broken = [layer for layer in layers if layer["not_finite_values"]]
     if broken:
         count = sum(layer["not_finite_values"] for layer in broken)
