@@ -9,17 +9,18 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from onnxfeat import __version__
 from onnxfeat.colormaps import Colormap
-from onnxfeat.errors import ModelError, OnnxfeatError
-from onnxfeat.records import ColorOrder, Interpolation, Layer, Provider
+from onnxfeat.errors import ModelError, OnnxfeatError, OutputError
+from onnxfeat.records import DEFAULT_OPSET, ColorOrder, Interpolation, Layer, Provider
 
 app = typer.Typer(
     help="See what a convolutional network sees, from its ONNX file alone.",
@@ -29,14 +30,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
+# Paths are not checked by typer (`readable`): what is wrong with one is told by whoever opens it, in one sentence.
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", readable=False, show_default=False)]
+OutFile = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="OUT.onnx", help="The ONNX file.", readable=False, show_default=False),
+]
 Layers = Annotated[
     str | None,
     typer.Option(
         "--layers",
         metavar="SELECTION",
         help="Comma-separated names, globs, op:MaxPool, kind:conv, re:REGEX, positions (0:10); ! takes away. "
-        "Default: every conv and pool layer.",
+        "Default: every conv and pool layer with a picture (layers also lists those of 1 x 1).",
         show_default=False,
     ),
 ]
@@ -45,8 +51,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-
-_PREPROCESSING = "Preprocessing (default: what the model says)"
+_PREPROCESSING = "Preprocessing"
 Size = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Resize to this height and width in pixels.", rich_help_panel=_PREPROCESSING),
@@ -84,11 +89,11 @@ def _version(
 
 @app.command(epilog="Example: onnxfeat convert model.keras -o model.onnx")
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras or .h5 file.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The ONNX file.", show_default=False)
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .keras or .h5 file.", readable=False, show_default=False)
     ],
-    opset: Annotated[int, typer.Option(help="ONNX operator set version of the file.")] = 17,
+    output: OutFile,
+    opset: Annotated[int, typer.Option(help="ONNX operator set version of the file.")] = DEFAULT_OPSET,
     size: Size = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -100,7 +105,10 @@ def convert(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a Keras model to ONNX, with its layer names, and compare every layer with Keras."""
+    """Convert a Keras model to ONNX, with its layer names, and compare every layer with Keras.
+
+    The preprocessing is stored in the file; unless told otherwise it is Keras's own: load_img (nearest) and 1/255.
+    """
     with _errors(debug):
         from onnxfeat.converter import convert_keras
 
@@ -117,9 +125,8 @@ def convert(
             _say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} layers: {names}")
         _say(
             quiet,
-            f"{len(conversion.layers)} layers and outputs compared with Keras: largest error {worst.error:.1e} of the "
-            f"range, "
-            f"in {worst.name} (its rounding noise in Keras: {worst.noise:.1e}); {conversion.seconds:.0f} s",
+            f"{len(conversion.layers)} layers and outputs compared with Keras in {conversion.seconds:.0f} s: largest "
+            f"error {worst.error:.1e} of the range, in {worst.name} (its rounding noise in Keras: {worst.noise:.1e})",
         )
         if as_json:
             _print_json({"schema_version": 1, **conversion.to_json()})
@@ -132,13 +139,14 @@ def list_(
     model: Model,
     layers: Layers = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,  # noqa: ARG001  # a common option; there is nothing to be quiet about
     debug: Debug = False,
 ) -> None:
     """List the layers of a model in order of execution: name, operator, shape, what a cell sees."""
     with _errors(debug):
         from onnxfeat.exposure import picture_input
+        from onnxfeat.extractor import choose_preprocessing
         from onnxfeat.graph import read_graph
-        from onnxfeat.images import default_preprocessing
         from onnxfeat.inventory import all_layers, list_layers
 
         graph = read_graph(model)
@@ -152,10 +160,8 @@ def list_(
         except ModelError as error:  # its layers can be listed all the same
             document.update(input=None, input_problem=str(error), preprocessing=None)
         else:
-            stored = graph.document.preprocessing
-            assumed = stored or default_preprocessing(target)
-            source = "model" if stored else "default"
-            document.update(input=target.to_json(), preprocessing={**assumed.to_json(), "source": source})
+            preprocessing, source = choose_preprocessing(None, graph.document, target)
+            document.update(input=target.to_json(), preprocessing={**preprocessing.to_json(), "source": source})
         document["layers"] = [layer.to_json() for layer in listed]
         _print_json(document)
 
@@ -163,9 +169,7 @@ def list_(
 @app.command(epilog="Example: onnxfeat expose model.onnx -o layers.onnx --layers 'conv2d*'")
 def expose(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="The ONNX file.", show_default=False)
-    ],
+    output: OutFile,
     layers: Layers = None,
     cut: Annotated[bool, typer.Option("--cut/--no-cut", help="Leave out what the layers do not need.")] = True,
     overwrite: Overwrite = False,
@@ -190,10 +194,12 @@ def expose(
 def draw(
     model: Model,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Pictures or .npy arrays.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Pictures or .npy arrays.", readable=False, show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.", readable=False, show_default=False),
     ],
     layers: Layers = None,
     provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
@@ -209,7 +215,10 @@ def draw(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw every layer's channels for one picture or many: one PNG file a layer, and run.json."""
+    """Draw every layer's channels for one picture or many: one PNG file a layer, and run.json.
+
+    Pictures are prepared as the model's metadata say, else resized to the input, RGB, times 1/255.
+    """
     with _errors(debug):
         logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
         from onnxfeat.extractor import FeatureExtractor
@@ -232,7 +241,14 @@ def draw(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with the process's arguments, or others; exits the process."""
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does, let the stages clean up behind themselves
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     app(args=None if arguments is None else list(arguments), prog_name="onnxfeat")
+
+
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _changes(
@@ -341,7 +357,15 @@ def _sides(sides: Sequence[object] | None) -> str:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)  # noqa: T201  # stdout is data
+    try:
+        print(text, flush=True)  # noqa: T201  # stdout is data
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop(sys.stdout)
+        raise OutputError(
+            f"stdout can't be written: {error.strerror}; free some space or choose another place"
+        ) from error
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -349,8 +373,21 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        print(text, file=sys.stderr)  # noqa: T201  # stderr is talk
+    if quiet or sys.stderr is None:  # None where the caller closed it
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is talk
+    except OSError:  # talk that nobody can hear is no reason to fail
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that Python does not fail on it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
@@ -359,7 +396,7 @@ def _errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         raise typer.Exit(0) from None
     except OnnxfeatError as error:
         if debug:
@@ -371,9 +408,8 @@ def _errors(debug: bool) -> Iterator[None]:
             raise
         _say(
             False,
-            f"onnxfeat: unexpected {type(error).__name__}: {error}; this is a fault of onnxfeat: please report it "
-            f"with what "
-            f"--debug prints",
+            f"onnxfeat: unexpected {type(error).__name__}: {error}; this is a fault of onnxfeat: please report it with "
+            f"what --debug prints",
         )
         raise typer.Exit(1) from error
 
@@ -381,7 +417,7 @@ def _errors(debug: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(quiet: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal; give the function that moves it on by one."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _on_terminal():
         yield lambda: None
         return
     from rich.console import Console
@@ -395,7 +431,7 @@ def _progress(quiet: bool, title: str, total: int) -> Iterator[Callable[[], None
 @contextlib.contextmanager
 def _stages(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show the stage that runs on a terminal; give the function that names the next one."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _on_terminal():
         yield lambda _: None
         return
     from rich.console import Console

@@ -62,4 +62,4 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
         >>> nearest("conv2", ["conv2d", "conv2d_1", "dense"])
         ['conv2d', 'conv2d_1']
     """
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.4)

@@ -62,7 +62,8 @@ def expose(
 def exposed_model(graph: Graph, layers: Sequence[Layer], *, cut: bool = True) -> onnx.ModelProto:
     """Return a model whose outputs are the values of `layers`, cut to what they need unless told not to.
 
-    Everything but the outputs is as it was: nodes, names, weights, functions, operator sets, metadata.
+    Everything but the outputs is as it was: nodes, names, weights, functions, operator sets, metadata; only nodes
+    that bear the name of an earlier one are numbered, as ONNX Runtime refuses a graph with two of one name.
     """
     rewritten = with_outputs(graph, [layer.value for layer in layers], cut=cut)
     exposed = Exposed(
@@ -83,6 +84,7 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool) -> onnx.Mode
     rewritten = onnx.ModelProto()
     if not cut:
         rewritten.CopyFrom(graph.model)
+        _make_node_names_unique(rewritten.graph)
         present = {output.name for output in graph.model.graph.output}
         rewritten.graph.output.extend(_typed(graph, value) for value in values if value not in present)
         return rewritten
@@ -92,6 +94,7 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool) -> onnx.Mode
         elif field.name != "graph":
             getattr(rewritten, field.name).extend(content)
     _cut(graph, values, rewritten.graph)
+    _make_node_names_unique(rewritten.graph)
     rewritten.graph.output.extend(_typed(graph, value) for value in values)
     return rewritten
 
@@ -163,6 +166,16 @@ def _cut(graph: Graph, values: Iterable[str], target: onnx.GraphProto) -> None:
     target.metadata_props.extend(source.metadata_props)
     made = {name for node in nodes for name in node.output} - set(values)
     target.value_info.extend(value for value in source.value_info if value.name in made)
+
+
+def _make_node_names_unique(graph: onnx.GraphProto) -> None:
+    """Number nodes that bear the name of an earlier one: ONNX Runtime refuses such a graph."""
+    taken: set[str] = set()
+    for node in graph.node:
+        name, number = node.name, 2
+        while node.name and node.name in taken:
+            node.name, number = f"{name}#{number}", number + 1
+        taken.add(node.name)
 
 
 def _typed(graph: Graph, value: str) -> onnx.ValueInfoProto:

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -96,15 +96,10 @@ class FeatureExtractor:
         else:
             document, content = self._cut(model, layers)
         _refuse_unknown_layouts(self.layers)
-        self.preprocessing, self.preprocessing_source = _preprocessing(preprocessing, document, self.input)
+        self.preprocessing, self.preprocessing_source = choose_preprocessing(preprocessing, document, self.input)
         self._session, self.provider = open_session(content, provider, self.model_name)
-        outputs = {output.name for output in self._session.get_outputs()}
-        lost = [layer for layer in self.layers if layer.value not in outputs]
-        if lost:
-            raise ModelError(
-                f"{self.model_name} says that it exposes {lost[0].value!r}, but has no such output: another tool "
-                f"changed the file; expose the original again"
-            )
+        if document.exposed is not None:
+            document.exposed.refuse_lost((x.name for x in self._session.get_outputs()), self.model_name)
 
     def _cut(
         self, model: str | Path | bytes | onnx.ModelProto, layers: str | Sequence[str] | None
@@ -209,9 +204,10 @@ def _channels_first(array: NDArray[Any], layer: Layer) -> NDArray[np.float32]:
     return np.ascontiguousarray(ordered, dtype=np.float32)
 
 
-def _preprocessing(
+def choose_preprocessing(
     asked: Preprocessing | Mapping[str, Any] | None, document: Document, target: ModelInput
 ) -> tuple[Preprocessing, str]:
+    """Return how pictures are prepared, and who said so: the caller, else the model, else the default."""
     if isinstance(asked, Preprocessing):
         return asked, "caller"
     if document.preprocessing is not None:
@@ -231,8 +227,7 @@ def open_session(
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     try:
-        # Where CUDA fails to start, ONNX Runtime tells so on stdout, which is for data.
-        with _quiet_runtime(runtime), contextlib.redirect_stdout(io.StringIO()):
+        with _quiet(runtime):
             session = runtime.InferenceSession(
                 os.fspath(content) if isinstance(content, Path) else content, options, providers=wanted
             )
@@ -271,17 +266,18 @@ def _import_runtime() -> Any:
     return onnxruntime
 
 
-class _quiet_runtime:  # noqa: N801  # used as a function
-    """Keep ONNX Runtime's own log off stderr while a provider is tried; its outcome is reported by us."""
+@contextlib.contextmanager
+def _quiet(runtime: Any) -> Iterator[None]:
+    """Keep ONNX Runtime's own log silent while a provider is tried; its outcome is reported by us.
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-
-    def __enter__(self) -> None:
-        self._runtime.set_default_logger_severity(_FATAL_ONLY)
-
-    def __exit__(self, *_: object) -> None:
-        self._runtime.set_default_logger_severity(2)  # its default: warnings
+    The log goes to stderr, and where CUDA fails to start, a message to stdout, which is for data.
+    """
+    runtime.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        runtime.set_default_logger_severity(2)  # its default: warnings; it can't be asked what it was
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxfeat.errors import OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256_of(path: Path) -> str:
@@ -31,10 +34,14 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     with _disk_errors_as_output_errors(path):
         if path.is_dir():
             raise OutputError(f"{path} is a folder, and a file is to be written there: give a file name in it")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a device or pipe, which a file would replace: give the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OutputError(f"{path} exists already and is left as it is: choose another name, or allow overwriting")
         if not path.parent.is_dir():
             raise OutputError(f"the folder {path.parent} does not exist: make it first, or choose another place")
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError(f"the folder {path.parent} is not for you to write to: choose another place")
 
 
 @contextlib.contextmanager
@@ -49,6 +56,7 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: `path` exists, its folder does not, or the disk refuses (full, read-only, no permission).
     """
     refuse_existing(path, overwrite)
+    path = Path(os.path.realpath(path))  # behind a link, the file that it names is the one to write
     with _disk_errors_as_output_errors(path), _scratch_folder(path.parent) as scratch:
         temporary = scratch / path.name
         yield temporary
@@ -101,7 +109,8 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def refuse_existing_in(folder: Path, file: Path, overwrite: bool) -> None:
     """Raise an `OutputError` if `file` can't be written below `folder` without replacing something."""
     target = folder / file
-    in_the_way = [target] if target.is_dir() else [parent for parent in target.parents if parent.is_file()]
+    is_other = target.exists() and not target.is_file()  # a folder, a device
+    in_the_way = [target] if is_other else [parent for parent in target.parents if parent.is_file()]
     if in_the_way:
         raise OutputError(f"{in_the_way[0]} is in the way of a file to be written: move it, or choose another folder")
     if os.path.lexists(target) and not overwrite:
@@ -144,4 +153,5 @@ def _disk_errors_as_output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{path} can't be written: {reason}; free some space or choose another place") from error
+        advice = "free some space, or choose another place" if error.errno in _FULL else "choose another place"
+        raise OutputError(f"{path} can't be written: {reason}; {advice}") from error

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxfeat.graph import Graph, axis_order, numbers, operator
+from onnxfeat.graph import CELL_BY_CELL, Graph, axis_order, numbers, operator
 
 _WINDOWED = frozenset("Conv ConvTranspose MaxPool AveragePool LpPool".split())
-_CELL_BY_CELL = frozenset(
-    "Abs Add BatchNormalization Cast Ceil Celu Clip Concat Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish "
-    "Identity LeakyRelu Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Round Selu Sigmoid Sign Slice "
-    "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu".split()
-)
+_CELL_BY_CELL = CELL_BY_CELL | {"BatchNormalization"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,13 @@ from onnxfeat.errors import ModelError
 from onnxfeat.metadata import KEY, Document, read_document
 from onnxfeat.records import Axis
 
+CELL_BY_CELL = frozenset(
+    "Abs Add Cast Ceil Celu Clip Concat Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu "
+    "Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Round Selu Sigmoid Sign Slice Softplus Softsign Sqrt "
+    "Sub Sum Swish Tanh ThresholdedRelu".split()
+)
+"""Operators each of whose output cells depends on the cells at one place of their inputs, with the axes in place."""
+
 # Shapes that shape inference must know the values of (targets of Reshape, sizes of Resize) are short; weights are not.
 _SMALL = 1024
 
@@ -95,6 +102,10 @@ def read_graph(model: str | Path | bytes | onnx.ModelProto) -> Graph:
     else:
         document = None
         content, origin = model if isinstance(model, bytes) else b"", "<memory>"
+    if not isinstance(model, str | Path | bytes | onnx.ModelProto):
+        raise ModelError(
+            f"{type(model).__name__} is no model: pass the path of an ONNX file, its bytes or a ModelProto"
+        )
     proto = model if isinstance(model, onnx.ModelProto) else _parse(content, origin)
     if not proto.graph.node:
         raise ModelError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def is_preprocessed(picture: Picture) -> bool:
     """
     if isinstance(picture, str | Path):
         path = Path(picture)
-        return path.suffix.lower() == ".npy" and _load_array(path).ndim == 4
+        return path.suffix.lower() == ".npy" and _load_array(path, "r").ndim == 4
     return isinstance(picture, np.ndarray) and picture.ndim == 4
 
 
@@ -90,8 +90,7 @@ def default_preprocessing(target: ModelInput) -> Preprocessing:
 
 def _open(path: Path) -> Image.Image:
     try:
-        if path.is_dir():
-            raise IsADirectoryError  # Windows would say that permission is denied
+        _refuse_other(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
@@ -99,8 +98,10 @@ def _open(path: Path) -> Image.Image:
                 return image
     except FileNotFoundError:
         raise PictureError(f"there is no file {path}: check the path of the picture") from None
-    except IsADirectoryError:
-        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it") from None
+    except PermissionError:
+        raise PictureError(f"{path} is not for you to read: change its permissions, or pass another one") from None
+    except PictureError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(f"{path} is too large to be decoded safely ({error}): pass a smaller picture") from error
     except UnidentifiedImageError as error:
@@ -112,11 +113,21 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-def _load_array(path: Path) -> NDArray[Any]:
+def _refuse_other(path: Path) -> None:
+    if path.is_dir():
+        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it")
+    if path.exists() and not path.is_file():  # it would be waited for without end
+        raise PictureError(f"{path} is a device or pipe, a picture is wanted: write it to a file first")
+
+
+def _load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
+        _refuse_other(path)
+        return np.asarray(np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
     except FileNotFoundError:
         raise PictureError(f"there is no file {path}: check the path of the array") from None
+    except PictureError:
+        raise
     except Exception as error:  # a damaged header gives anything from TokenError to MemoryError
         raise PictureError(f"{path} can't be read as an array ({error}): write it with numpy.save") from error
 
@@ -160,12 +171,24 @@ def _values(image: Image.Image, target: ModelInput, preprocessing: Preprocessing
             )
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
-    pixels = np.asarray(image, dtype=np.float64).reshape(height, width, -1)
+    pixels = np.asarray(image).reshape(height, width, -1)
     if preprocessing.color == "bgr":
         pixels = pixels[..., ::-1]
-    # In float64 and rounded once: 1/255 then gives the very float32 that dividing by 255 gives.
-    values = (pixels * preprocessing.scale - np.asarray(preprocessing.mean)) / np.asarray(preprocessing.std)
-    dtype = np.dtype(target.dtype)
+    table = _level_table(preprocessing, np.dtype(target.dtype))
+    values = np.empty(pixels.shape, dtype=table.dtype)
+    for channel in range(pixels.shape[2]):
+        values[..., channel] = table[channel][pixels[..., channel]]
+    return values
+
+
+def _level_table(preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return what each of the 256 levels becomes, shape (channels, 256).
+
+    In float64 and rounded once: 1/255 then gives the very float32 that dividing by 255 gives.
+    """
+    shape = (CHANNELS[preprocessing.color], 1)
+    mean, std = (np.broadcast_to(np.reshape(x, (-1, 1)), shape) for x in (preprocessing.mean, preprocessing.std))
+    values = (np.arange(256) * preprocessing.scale - mean) / std
     if dtype.kind in "iu":
         values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
     return np.asarray(values, dtype=dtype)

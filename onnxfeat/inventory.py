@@ -16,7 +16,6 @@ from typing import Any
 
 import onnx
 
-from onnxfeat.errors import ModelError
 from onnxfeat.geometry import Sight, sights_of
 from onnxfeat.graph import Graph, operator, read_graph, reduced_axes, type_name
 from onnxfeat.layouts import layouts_of
@@ -95,14 +94,7 @@ def all_layers(graph: Graph) -> tuple[Layer, ...]:
     """Return everything that can be selected in a model, in order of execution."""
     document = graph.document
     if document.exposed is not None:
-        missing = [
-            x.value for x in document.exposed.layers if x.value not in {o.name for o in graph.model.graph.output}
-        ]
-        if missing:
-            raise ModelError(
-                f"{graph.origin} says that it exposes {missing[0]!r}, but has no such output: another tool changed the "
-                f"file; expose the original again"
-            )
+        document.exposed.refuse_lost((output.name for output in graph.model.graph.output), graph.origin)
         return document.exposed.layers
     if document.layer_map:
         return _mapped_layers(graph, document.layer_map)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from onnxfeat.graph import Graph, axis_order, number, operator, reduced_axes
+from onnxfeat.graph import CELL_BY_CELL, Graph, axis_order, number, operator, reduced_axes
 
 CHANNELS_FIRST = {2: "NC", 3: "NCW", 4: "NCHW", 5: "NCDHW"}
 CHANNELS_LAST = {2: "NC", 3: "NWC", 4: "NHWC", 5: "NDHWC"}
@@ -19,11 +19,7 @@ _BY_DEFINITION = frozenset(
     "BatchNormalization InstanceNormalization GroupNormalization LRN DepthToSpace SpaceToDepth MaxUnpool".split()
 )
 # Operators whose output has the axes of their inputs, in the same order.
-_KEEPING = frozenset(
-    "Abs Add And Cast Ceil Celu Clip Concat CumSum Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
-    "LeakyRelu Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Resize Round Selu Sigmoid Sign Slice "
-    "Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Upsample Where".split()
-)
+_KEEPING = CELL_BY_CELL | frozenset("And CumSum Resize Upsample Where".split())
 
 _REDUCING = frozenset("ReduceMean ReduceMax ReduceMin ReduceSum ReduceL1 ReduceL2".split())
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -103,6 +103,15 @@ class Exposed:
     source_sha256: str
     input: ModelInput
     layers: tuple[Layer, ...]
+
+    def refuse_lost(self, outputs: Iterable[str], origin: str) -> None:
+        """Raise a `ModelError` if a layer's value is not among the file's outputs any more."""
+        lost = {layer.value for layer in self.layers}.difference(outputs)
+        if lost:
+            raise ModelError(
+                f"{origin} says that it exposes {min(lost)!r}, but has no such output: another tool changed the file; "
+                f"expose the original again"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +201,8 @@ def read_document(path: Path) -> Document:
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a folder, an ONNX file is wanted: name the .onnx file in it")
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise ModelError(f"{path} is a device or pipe, an ONNX file is wanted: write the model to a file first")
         with path.open("rb") as file:
             return _read_document(file, os.fstat(file.fileno()).st_size, str(path))
     except FileNotFoundError:

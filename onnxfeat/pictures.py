@@ -184,6 +184,10 @@ def drawable(feature_map: FeatureMap) -> FeatureMap:
 
 def _array(maps: Maps) -> NDArray[Any]:
     array = maps.array if isinstance(maps, FeatureMap) else np.asarray(maps)
+    if array.dtype.kind not in "fiub":
+        raise PictureError(
+            f"values of type {array.dtype} can't be drawn: pass a FeatureMap or an array of real numbers"
+        )
     if array.ndim < 3 or 0 in array.shape:
         raise PictureError(
             f"an array of shape {array.shape} holds no feature maps: pass (N, C, H, W) with at least one of each; "
@@ -230,11 +234,11 @@ def _standardize(array: NDArray[Any]) -> tuple[NDArray[np.float32], ChannelStati
     # Summed in float64: the squares of 1e-25 or 1e25 are beyond float32.
     deviation = np.sqrt(np.einsum("ncx,ncx->nc", values, values, dtype=np.float64) / np.maximum(count, 1))
     largest = np.maximum(np.abs(lowest), np.abs(highest)).astype(np.float64)
-    constant = highest.astype(np.float64) - lowest <= np.maximum(_ROUNDING * largest, _SMALLEST)
-    values /= np.where(constant, np.inf, deviation).astype(np.float32)[..., None]
+    flat = highest.astype(np.float64) - lowest <= np.maximum(_ROUNDING * largest, _SMALLEST)
+    values /= np.where(flat, np.inf, deviation).astype(np.float32)[..., None]
     return values, ChannelStatistics(
         mean=(2 * mean).astype(np.float32),
         deviation=(2 * deviation).astype(np.float32),
-        constant=constant,
+        constant=flat & (count > 0),  # nothing but NaN is no constant
         not_finite=(values.shape[2] - count).astype(np.int64),
     )

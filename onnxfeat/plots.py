@@ -53,6 +53,10 @@ def plot(
     """
     import matplotlib
 
+    if not isinstance(feature_map, FeatureMap):
+        raise PictureError(
+            f"{type(feature_map).__name__} is no feature map: pass one of a layer, as features['conv2d']"
+        )
     if cmap not in matplotlib.colormaps:
         raise PictureError(f"matplotlib has no colormap {cmap!r}: `list(matplotlib.colormaps)` names them")
     maps = drawable(feature_map)

@@ -21,6 +21,9 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Axis = int | str | None
 """Length of one axis: a number, the name of a symbolic length, or None where nothing is known."""
 
+DEFAULT_OPSET = 17
+"""ONNX operator set version of converted files: what runtimes since 2022 know."""
+
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 
 
@@ -133,7 +136,20 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        """Refuse what could only fail later, or give nonsense."""
+        """Take plain numbers and lists as tuples; refuse what could only fail later, or give nonsense."""
+        try:
+            for name in ("mean", "std"):
+                given = getattr(self, name)
+                numbers = tuple(float(x) for x in given) if isinstance(given, list | tuple) else (float(given),)
+                object.__setattr__(self, name, numbers)
+            object.__setattr__(self, "scale", float(self.scale))
+            if self.size is not None:
+                size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(x) for x in self.size)
+                object.__setattr__(self, "size", size)
+        except (TypeError, ValueError) as error:
+            raise PictureError(
+                f"size, scale, mean and std of the preprocessing must be numbers ({error}): pass others"
+            ) from error
         for name, value, choices in (
             ("color", self.color, get_args(ColorOrder)),
             ("interpolation", self.interpolation, get_args(Interpolation)),

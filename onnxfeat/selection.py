@@ -49,7 +49,11 @@ def select(layers: Sequence[Layer], selection: str | Sequence[str] | None = None
     """
     if selection is None:
         return _default(layers)
-    terms = selection.split(",") if isinstance(selection, str) else list(selection)
+    if not isinstance(selection, str | Sequence):
+        raise LayerError(
+            f"the selection {selection!r} is neither text nor a list: pass for instance 'conv*' or ['0', '1']"
+        )
+    terms = selection.split(",") if isinstance(selection, str) else [str(term) for term in selection]
     terms = [term.strip() for term in terms]
     if not terms or not all(terms):
         raise LayerError(

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -483,3 +485,86 @@ def _restore_log_level() -> object:
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+# what else can go wrong around a program
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        (">/dev/full", 1, "stdout can't be written: No space left on device"),
+        ("2>/dev/full", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_a_stream_that_can_t_be_written_is_told_or_done_without(
+    models: Path, tmp_path: Path, redirection: str, code: int, message: str
+) -> None:
+    arguments = [models / "shapes_small.onnx", models / "pictures/chelsea.png", "-o", tmp_path / "maps"]
+    command = " ".join(map(str, [sys.executable, "-m", "onnxfeat", "draw", *arguments, redirection]))
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "maps" / "run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_nothing_half_written_is_left_when_the_process_is_stopped(models: Path, tmp_path: Path, name: str) -> None:
+    pictures = [str(models / "pictures/chelsea.png")] * 400
+    command = [sys.executable, "-m", "onnxfeat", "draw", str(models / "shapes_small.onnx"), *pictures, "-o", "maps"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("maps/.onnxfeat-*/*/*.png")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["layers", "draw"])
+def test_an_unreadable_model_is_one_sentence(
+    run: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    model = tmp_path / "secret.onnx"
+    model.write_bytes((models / "shapes_small.onnx").read_bytes())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    more = [models / "pictures/chelsea.png", "-o", tmp_path / "maps"] if command == "draw" else []
+    code, out, err = run(command, model, *more)
+    assert (code, out) == (1, "")
+    assert "can't be read: Permission denied" in err
+
+
+def test_a_pipe_as_a_model_is_refused_and_not_waited_for(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    code, _, err = run("layers", tmp_path / "pipe.onnx")
+    assert code == 1
+    assert "is a device or pipe" in err
+
+
+def test_preprocessed_arrays_are_told_as_such(run: Run, models: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ready.npy", np.zeros((1, 64, 64, 3), np.float32))
+    arguments = ("draw", models / "shapes_small.onnx", tmp_path / "ready.npy")
+    code, out, err = run(*arguments, "-o", tmp_path / "a", "--json")
+    assert code == 0
+    assert "taken as preprocessed already: ready.npy" in err
+    assert "preprocessing (from" not in err
+    assert json.loads(out)["pictures"][0]["preprocessed"] is True
+
+
+def test_values_that_are_not_finite_are_told(run: Run, models: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "broken.npy", np.full((1, 64, 64, 3), np.nan, np.float32))
+    _, _, err = run(
+        "draw", models / "shapes_small.onnx", tmp_path / "broken.npy", "-o", tmp_path / "a", "--layers", "0"
+    )
+    assert "65,536 values are NaN or infinite, in conv_1" in err

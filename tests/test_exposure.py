@@ -356,3 +356,24 @@ def test_an_exposed_file_gives_all_that_it_exposes_unless_told_otherwise(models:
         "relu_1": (1, 16, 64, 64),
         "global_pool": (1, 64),
     }
+
+
+def test_nodes_of_one_name_are_numbered_as_the_runtime_refuses_them(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 3, 8, 8] x) => (float[N, 3, 4, 4] z)
+        { y = Relu(x)  z = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (y) }"""
+    )
+    for node in model.graph.node:
+        node.name = "same"
+    for cut in (True, False):
+        path = tmp_path / f"{cut}.onnx"
+        expose(model, path, layers="kind:any", cut=cut)
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert [node.name for node in onnx.load(path).graph.node] == ["same", "same#2"]
+    assert [node.name for node in model.graph.node] == ["same", "same"]
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="int is no model: pass the path of an ONNX file"):
+        expose(5, tmp_path / "a.onnx")  # type: ignore[arg-type]

@@ -145,9 +145,9 @@ def test_file_systems_without_hard_links_do(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (errno.ENOSPC, "No space left on device"),
-        (errno.EROFS, "Read-only file system"),
-        (errno.EACCES, "Permission denied"),
+        (errno.ENOSPC, "No space left on device; free some space, or"),
+        (errno.EROFS, "Read-only file system;"),
+        (errno.EACCES, "Permission denied;"),
     ],
 )
 @pytest.mark.parametrize("call", ["mkdir", "open"])
@@ -158,7 +158,10 @@ def test_a_disk_that_refuses_is_an_output_error(
     with monkeypatch.context() as patch:
         if call == "mkdir":
             patch.setattr(os, "mkdir", refusing(code))
-        with pytest.raises(OutputError, match=f"can't be written: {reason}; free some") as caught, whole_file(target):
+        with (
+            pytest.raises(OutputError, match=f"can't be written: {reason} choose another place") as caught,
+            whole_file(target),
+        ):
             refusing(code)()
     assert isinstance(caught.value.__cause__, OSError)
     assert contents(tmp_path) == {}
@@ -166,7 +169,7 @@ def test_a_disk_that_refuses_is_an_output_error(
 
 def test_an_error_of_the_disk_without_a_number_keeps_its_text(tmp_path: Path) -> None:
     # Pillow and zipfile raise such.
-    with pytest.raises(OutputError, match="can't be written: encoder error -2; free"), whole_file(tmp_path / "a"):
+    with pytest.raises(OutputError, match="can't be written: encoder error -2; choose"), whole_file(tmp_path / "a"):
         raise OSError("encoder error -2")
 
 
@@ -303,3 +306,33 @@ def test_at_most_three_near_names_are_offered_best_first() -> None:
     assert nearest("conv2d", known)[0] == "conv2d"
     assert len(nearest("conv2d", known)) == 3
     assert nearest("xyz", known) == []
+
+
+def test_a_device_is_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="is a device or pipe"), whole_file(pipe, overwrite=True):
+        pass
+    with (
+        pytest.raises(OutputError, match="pipe is in the way"),
+        whole_folder(tmp_path, overwrite=True) as scratch,
+    ):
+        (scratch / "pipe").write_text("1")
+    assert pipe.is_fifo()
+
+
+def test_behind_a_link_the_file_that_it_names_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    with whole_file(tmp_path / "link.txt", overwrite=True) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(OutputError, match="is not for you to write to"):
+        refuse_existing(tmp_path / "a.txt", overwrite=False)

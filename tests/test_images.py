@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -359,7 +360,24 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "FILE is a folder, a picture is wanted: name the files in it"
     (tmp_path / "a.npy").mkdir()
-    assert "can't be read as an array" in refusal(tmp_path / "a.npy")
+    assert refusal(tmp_path / "a.npy") == "FILE is a folder, a picture is wanted: name the files in it"
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.npy"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert refusal(tmp_path / name).startswith("FILE is a device or pipe, a picture is wanted")
+
+
+def test_a_picture_that_may_not_be_read_is_refused_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret.png"
+    Image.new("RGB", (4, 4)).save(path)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)  # root may read everything
+    assert refusal(path).startswith("FILE is not for you to read")
 
 
 @pytest.mark.parametrize("content", [b"", b"just a text\n", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(1000)])

@@ -208,12 +208,12 @@ def test_nan_in_one_channel_leaves_the_others_alone() -> None:
     assert found.not_finite.tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
-def test_a_channel_without_any_finite_value_counts_as_constant() -> None:
+def test_a_channel_without_any_finite_value_is_not_constant() -> None:
     array = np.full((1, 2, 1, 2), np.nan, dtype=np.float32)
     array[0, 1] = np.inf
     found = statistics(array)
     assert normalize(array).tolist() == [[[[0, 0]], [[255, 255]]]]
-    assert found.constant.tolist() == [[True, True]]
+    assert found.constant.tolist() == [[False, False]]
     assert found.mean.tolist() == [[0, 0]]
     assert found.deviation.tolist() == [[0, 0]]
 
@@ -406,3 +406,9 @@ def test_maps_with_one_or_three_spatial_axes_are_no_pictures(shape: tuple[int, .
         PictureError, match=r"layer 'conv2d' has shape .* two spatial axes; take its numbers from `array`"
     ):
         drawable(as_map(np.zeros(shape)))
+
+
+@pytest.mark.parametrize("dtype", [complex, "<U3", object])
+def test_values_that_are_no_real_numbers_are_refused(dtype: Any) -> None:
+    with pytest.raises(PictureError, match="can't be drawn: pass a FeatureMap or an array of real numbers"):
+        belt(np.zeros((1, 1, 2, 2), dtype=dtype))

@@ -189,3 +189,8 @@ def test_axes_that_were_removed_are_refused() -> None:
     axes.remove()
     with pytest.raises(PictureError, match="the axes belong to no figure any more: pass axes that were not removed"):
         plot(as_map(noise(1, 2, 3, 4)), ax=axes)
+
+
+def test_what_is_no_feature_map_is_refused() -> None:
+    with pytest.raises(PictureError, match="dict is no feature map: pass one of a layer"):
+        plot({})  # type: ignore[arg-type]

@@ -201,3 +201,15 @@ def test_at_most_three_near_names_are_named_best_first() -> None:
     assert nearest("conv2d_11", ["conv2d_12", "conv2d_1", "conv2d_13", "conv2d_11x", "dense"])[0] == "conv2d_11x"
     assert len(nearest("conv2d", [f"conv2d_{i}" for i in range(9)])) == 3
     assert nearest("dense", ["conv2d"]) == []
+
+
+def test_preprocessing_takes_plain_numbers_and_lists() -> None:
+    found = Preprocessing(mean=0.5, std=[1, 2, 3], size=224)  # type: ignore[arg-type]
+    assert (found.mean, found.std, found.size) == ((0.5,), (1.0, 2.0, 3.0), (224, 224))
+    assert isinstance(hash(found), int)
+
+
+@pytest.mark.parametrize("fields", [{"scale": "a"}, {"mean": ["b"]}, {"size": ("c", 1)}, {"std": None}])
+def test_preprocessing_that_is_no_number_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(PictureError, match="must be numbers"):
+        Preprocessing(**fields)

@@ -175,3 +175,12 @@ def test_any_text_chooses_layers_or_is_a_layer_error(selection: str) -> None:
     else:
         assert chosen
         assert [known for known in LAYERS if known in chosen] == list(chosen)
+
+
+def test_a_list_of_positions_selects() -> None:
+    assert select(LAYERS, [0]) == select(LAYERS, "0")  # type: ignore[list-item]
+
+
+def test_what_is_neither_text_nor_a_list_is_refused() -> None:
+    with pytest.raises(LayerError, match="the selection 3 is neither text nor a list"):
+        select(LAYERS, 3)  # type: ignore[arg-type]

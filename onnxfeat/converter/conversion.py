@@ -20,14 +20,12 @@ import onnx.numpy_helper
 
 from onnxfeat.converter.keras_models import Call, TracedModel, import_keras, load_model, reason_of, trace
 from onnxfeat.converter.verification import compare, refuse_disagreement
-from onnxfeat.errors import ConversionError, MissingPackageError, quote
+from onnxfeat.errors import ConversionError, quote
 from onnxfeat.exposure import picture_input, store, with_outputs
 from onnxfeat.files import refuse_existing, whole_file
 from onnxfeat.graph import Graph, axis_order, names_used, numbers, read_graph, subgraphs
 from onnxfeat.metadata import Document, MappedLayer
-from onnxfeat.records import Conversion, ModelInput, Preprocessing
-
-DEFAULT_OPSET = 17
+from onnxfeat.records import CHANNELS, DEFAULT_OPSET, Conversion, ModelInput, Preprocessing
 
 
 def convert_keras(
@@ -117,6 +115,14 @@ def _preprocessing(traced: TracedModel, asked: Preprocessing | Mapping[str, Any]
             raise ConversionError("the model does not take one picture, so it has no preprocessing: leave that out")
         return None
     sides = dict(zip(_input_layout(traced), shapes[0], strict=True))
+    colors = [color for color, count in CHANNELS.items() if sides["C"] in (None, count)]
+    if not colors:
+        if asked:
+            raise ConversionError(
+                f"the model takes {sides['C']} channels, which no picture has, so it has no preprocessing: "
+                f"leave that out"
+            )
+        return None
     fixed = sides["H"] is not None and sides["W"] is not None
     keras_own = Preprocessing(
         size=(sides["H"], sides["W"]) if fixed else None,
@@ -126,6 +132,10 @@ def _preprocessing(traced: TracedModel, asked: Preprocessing | Mapping[str, Any]
         interpolation="nearest",  # the default of keras.utils.load_img
     )
     spec = asked if isinstance(asked, Preprocessing) else keras_own.changed(asked or {})
+    if spec.color not in colors:
+        raise ConversionError(
+            f"color {spec.color!r} does not fit the model's {sides['C']} channels: set {quote(colors)}"
+        )
     if fixed and spec.size not in (None, keras_own.size):
         raise ConversionError(
             f"size {spec.size} does not fit the model's input of {sides['H']} x {sides['W']} pixels: leave the size out"
@@ -144,8 +154,10 @@ def _picture_input(model: onnx.ModelProto, traced: TracedModel) -> ModelInput:
 
 
 def _notes(traced: TracedModel, preprocessing: Preprocessing | None) -> tuple[str, ...]:
+    if preprocessing is None:
+        return ("the model does not take one picture, so no preprocessing is stored: feed it preprocessed arrays",)
     scaling = [call.name for call in traced.calls if call.keras_class in ("Rescaling", "Normalization")]
-    if scaling and preprocessing is not None and preprocessing.scale != 1:
+    if scaling and preprocessing.scale != 1:
         return (
             f"the model scales its input itself (layer {scaling[0]!r}), and pictures are scaled by "
             f"{preprocessing.scale:.6g} before: if it was trained on values 0..255, convert again with scale 1",
@@ -155,10 +167,8 @@ def _notes(traced: TracedModel, preprocessing: Preprocessing | None) -> tuple[st
 
 def _convert(traced: TracedModel, opset: int) -> onnx.ModelProto:
     """Convert the traced function; its inputs and outputs keep their order."""
-    try:
-        import tf2onnx
-    except ImportError as error:
-        raise MissingPackageError(f'converting needs tf2onnx ({error}): pip install "onnxfeat[keras]"') from error
+    import tf2onnx
+
     low, high = 13, max(tf2onnx.constants.OPSET_TO_IR_VERSION)
     if not low <= opset <= high:
         raise ConversionError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -86,11 +88,16 @@ def import_keras() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow greets on stderr
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    try:
-        import keras
-        import tensorflow  # noqa: F401  # missing means an instruction, here and not in the middle of the work
-    except ImportError as error:
-        raise MissingPackageError(f'converting needs TensorFlow ({error}): pip install "onnxfeat[keras]"') from error
+    # All that the work needs, now and not after minutes of it.
+    for package, name in (("tensorflow", "TensorFlow"), ("keras", "Keras"), ("tf2onnx", "tf2onnx")):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingPackageError(f'converting needs {name} ({error}): pip install "onnxfeat[keras]"') from error
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingPackageError('converting needs ONNX Runtime to compare the result: pip install "onnxfeat[keras]"')
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         raise ConversionError(
             f"Keras runs on {keras.backend.backend()} here, converting needs TensorFlow: set KERAS_BACKEND=tensorflow "
@@ -111,19 +118,34 @@ def load_model(path: Path) -> Any:
         raise ConversionError(
             f"{path} is a folder, a Keras model file is wanted: save the model as a .keras file first"
         )
-    if not path.exists():
-        raise ConversionError(f"there is no file {path}: check the path of the model")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except FileNotFoundError:
+        raise ConversionError(f"there is no file {path}: check the path of the model") from None
+    except OSError as error:
+        raise ConversionError(
+            f"{path} can't be read: {error.strerror}; check that it is a file you may read"
+        ) from error
     if path.suffix.lower() not in (".keras", ".h5", ".hdf5"):
         raise ConversionError(f"{path} is no .keras, .h5 or .hdf5 file: save the model with model.save('model.keras')")
+    # A .keras file is a zip archive, an .h5 file begins with the signature of HDF5.
+    if start != (b"PK\x03\x04" if path.suffix.lower() == ".keras" else b"\x89HDF"):
+        raise ConversionError(f"{path} is not what its name says, or empty: save the model again")
     keras = import_keras()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of optimizer states, which nobody needs here
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its deserializers meet
+        if "safe_mode" in str(error) or "unsafe" in str(error):
+            raise ConversionError(
+                f"{path} holds code that would run when it is loaded (a Lambda layer, for instance): if you trust it, "
+                f"load it with Keras yourself and pass the live model to convert_keras"
+            ) from error
         raise ConversionError(
             f"Keras {keras.__version__} can't load {path}: {reason_of(error)}; check that it is a complete "
-            f"model (not weights alone), without Lambda layers, and pass a live model for one with custom layers"
+            f"model (not weights alone), and pass a live model to convert_keras for one with custom layers"
         ) from error
 
 
