@@ -986,9 +986,7 @@ def test_a_layer_that_keras_does_not_know_is_refused_in_a_file_and_taken_alive(
     layers = keras.layers
     model = keras.Sequential([keras.Input((9, 8, 3)), Doubled(name="doubled"), layers.Conv2D(2, 3, name="conv")])
     model.save(tmp_path / "custom.keras")
-    with pytest.raises(
-        ConversionError, match=r"Doubled.*pass a live model to convert_keras for one with custom layers"
-    ):
+    with pytest.raises(ConversionError, match=r"Doubled.*pass a live model to convert_keras for one"):
         convert_keras(tmp_path / "custom.keras", target)
     assert convert(model, tmp_path).names == ["doubled", "conv"]
 
