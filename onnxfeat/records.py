@@ -61,6 +61,12 @@ class Layer:
             all of the picture or where it is unknown.
         source: The layer's path or class in the framework that made it, such as `Conv2D`; None where unknown.
         node: Name of the ONNX node that computes `raw_value`; empty where the node has none.
+
+    Example:
+        >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="x", layout="NCHW",
+        ...               shape=("N", 8, 148, 148))
+        >>> layer.channels, layer.spatial, layer.is_vector
+        (8, (148, 148), False)
     """
 
     name: str
@@ -232,6 +238,11 @@ class FeatureMap:
     Attributes:
         layer: The layer that gave it.
         array: Its values, float32, shape `(N, C, *spatial)`: channels first whatever the graph's layout. Read-only.
+
+    Example:
+        >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="y")
+        >>> FeatureMap(layer=layer, array=np.zeros((1, 8, 148, 148), np.float32))
+        FeatureMap('conv2d', shape=(1, 8, 148, 148))
     """
 
     layer: Layer
@@ -296,6 +307,15 @@ class Features(Mapping[str, FeatureMap]):
         preprocessing: How the pictures were prepared.
         preprocessing_source: Who said so: `caller`, `model` or `default`.
         seconds: Time of the run, preprocessing included.
+
+    Example:
+        >>> from onnxfeat import FeatureExtractor
+        >>> extractor = FeatureExtractor("models/shapes_small.onnx", layers="pool_*", provider="cpu")
+        >>> features = extractor("models/pictures/chelsea.png")
+        >>> list(features)
+        ['pool_1', 'pool_3', 'pool_4']
+        >>> features["pool_1"].shape
+        (1, 16, 32, 32)
     """
 
     maps: Mapping[str, FeatureMap]

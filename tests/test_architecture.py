@@ -230,6 +230,9 @@ def test_a_public_name_is_documented(name: str) -> None:
         "plot",
         "save_pictures",
         "Preprocessing",
+        "Layer",
+        "FeatureMap",
+        "Features",
     ],
 )
 def test_what_a_user_calls_has_an_example_that_runs(name: str) -> None:

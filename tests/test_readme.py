@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnxfeat
@@ -44,7 +45,11 @@ def test_the_python_of_the_readme_runs(folder: Path) -> None:
     assert len(blocks) == 1
     names: dict[str, object] = {}
     exec(blocks[0], names)  # noqa: S102  # our own README
-    assert (names["array"].shape, names["levels"].shape) == ((1, 32, 14, 14), (14, 448))  # type: ignore[attr-defined]
+    features, levels = names["features"], names["levels"]
+    assert isinstance(features, onnxfeat.Features)
+    assert features["conv_4"].array.shape == (1, 32, 14, 14)
+    assert isinstance(levels, np.ndarray)
+    assert levels.shape == (14, 448)
     assert (folder / "conv_maps" / "run.json").exists()
     from matplotlib import pyplot
 
