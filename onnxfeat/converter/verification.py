@@ -76,10 +76,9 @@ def refuse_disagreement(agreements: Sequence[LayerAgreement]) -> None:
     if off:
         first = off[0]
         raise ConversionError(
-            f"{len(off)} of {len(agreements)} layers differ from Keras, first {first.name!r}: off by "
-            f"{first.error:.1e} of its "
-            f"range, where {TOLERANCE:.0e} is allowed and Keras's own rounding noise is {first.noise:.1e}; no file was "
-            f"written. This is a fault in the conversion: please report it with the model"
+            f"{len(off)} of {len(agreements)} layers differ from Keras, first {first.name!r}: off by {first.error:.1e} "
+            f"of its range, where {TOLERANCE:.0e} is allowed and Keras's own rounding noise is {first.noise:.1e}; no "
+            f"file was written. This is a fault in the conversion: please report it with the model"
         )
 
 
