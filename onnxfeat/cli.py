@@ -122,7 +122,7 @@ def convert(
             _say(quiet, f"note: {note}")
         if conversion.absent:
             names = ", ".join(conversion.absent)
-            _say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} layers: {names}")
+            _say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} of the layers: {names}")
         _say(
             quiet,
             f"{len(conversion.layers)} layers and outputs compared with Keras in {conversion.seconds:.0f} s: largest "

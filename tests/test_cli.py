@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -448,7 +449,7 @@ def test_expose_keeps_the_whole_graph_on_request(run: Run, models: Path, tmp_pat
 def test_convert_prints_the_file_and_the_largest_error(run: Run, models: Path, tmp_path: Path) -> None:
     code, out, err = run("convert", models / "shapes_small.keras", "-o", tmp_path / "small.onnx")
     assert (code, out) == (0, f"{tmp_path / 'small.onnx'}\n")
-    assert "compared with Keras: largest error" in err
+    assert re.search(r"compared with Keras in \d+ s: largest error \d\.\de-\d\d of the range, in \w+", err)
     assert list_layers(tmp_path / "small.onnx") == list_layers(models / "shapes_small.onnx")
 
 
@@ -568,3 +569,20 @@ def test_values_that_are_not_finite_are_told(run: Run, models: Path, tmp_path: P
         "draw", models / "shapes_small.onnx", tmp_path / "broken.npy", "-o", tmp_path / "a", "--layers", "0"
     )
     assert "65,536 values are NaN or infinite, in conv_1" in err
+
+
+@pytest.mark.keras
+def test_convert_says_what_the_user_should_know(run: Run, tmp_path: Path) -> None:
+    import keras
+
+    layers = [
+        keras.Input((9, 8, 3)),
+        keras.layers.Dropout(0.5, name="drop"),
+        keras.layers.Rescaling(2.0, name="scaler"),
+    ]
+    model = keras.Sequential([*layers, keras.layers.Conv2D(2, 3)])
+    model.save(tmp_path / "model.keras")
+    code, _, err = run("convert", tmp_path / "model.keras", "-o", tmp_path / "model.onnx")
+    assert code == 0
+    assert "note: the model scales its input itself (layer 'scaler')" in err
+    assert "note: the ONNX graph has no value for 1 of the layers: drop" in err
