@@ -587,3 +587,15 @@ def test_the_shipped_models_agree_with_the_evaluator_of_onnx(models: Path) -> No
         if layer.layout == "NHWC":
             expected = expected.transpose(0, 3, 1, 2)
         close(features[layer.name].array, expected)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_maps_of_the_cpu(models: Path) -> None:
+    path, picture = models / "shapes_small.onnx", models / "pictures/chelsea.png"
+    on_gpu = FeatureExtractor(path, provider="cuda")(picture)
+    on_cpu = FeatureExtractor(path, provider="cpu")(picture)
+    assert on_gpu.provider.got == "CUDAExecutionProvider"
+    for name, expected in on_cpu.items():
+        spread = float(np.ptp(expected.array))
+        # CUDA convolves in TF32 by default: 10 bits of mantissa.
+        np.testing.assert_allclose(on_gpu[name].array, expected.array, atol=5e-3 * spread)
