@@ -203,6 +203,11 @@ def read_document(path: Path) -> Document:
             raise ModelError(f"{path} is a folder, an ONNX file is wanted: name the .onnx file in it")
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
             raise ModelError(f"{path} is a device or pipe, an ONNX file is wanted: write the model to a file first")
+        if path.suffix.lower() in (".keras", ".h5", ".hdf5") and path.exists():
+            raise ModelError(
+                f"{path} is a Keras file, an ONNX file is wanted: convert it first, "
+                f"`onnxfeat convert {path} -o model.onnx`"
+            )
         with path.open("rb") as file:
             return _read_document(file, os.fstat(file.fileno()).st_size, str(path))
     except FileNotFoundError:

@@ -242,11 +242,12 @@ def bad_models(folder: Path, models: Path) -> dict[str, tuple[Path, str]]:
         "text": (folder / "text.onnx", "is not an ONNX file"),
         "empty": (folder / "empty.onnx", "is not an ONNX file"),
         "picture": (models / "pictures/chelsea.png", "is not an ONNX file"),
+        "keras": (models / "shapes_small.keras", "is a Keras file, an ONNX file is wanted: convert it first"),
         "truncated": (folder / "cut.onnx", "is truncated"),
     }
 
 
-@pytest.mark.parametrize("case", ["missing", "folder", "text", "empty", "picture", "truncated"])
+@pytest.mark.parametrize("case", ["missing", "folder", "text", "empty", "picture", "keras", "truncated"])
 @pytest.mark.parametrize("command", ["draw", "layers", "expose"])
 def test_a_bad_model_is_one_sentence_and_nothing_is_written(
     run: Run, models: Path, tmp_path: Path, case: str, command: str
