@@ -242,8 +242,9 @@ def draw(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with the process's arguments, or others; exits the process."""
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does, let the stages clean up behind themselves
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _stop)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not where `nohup` has it ignored
+            signal.signal(number, _stop)
     app(args=None if arguments is None else list(arguments), prog_name="onnxfeat")
 
 

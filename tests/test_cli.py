@@ -516,7 +516,12 @@ def test_a_stream_that_can_t_be_written_is_told_or_done_without(
 def test_nothing_half_written_is_left_when_the_process_is_stopped(models: Path, tmp_path: Path, name: str) -> None:
     pictures = [str(models / "pictures/chelsea.png")] * 400
     command = [sys.executable, "-m", "onnxfeat", "draw", str(models / "shapes_small.onnx"), *pictures, "-o", "maps"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+
+    def listen() -> None:  # who starts the tests in the background may have had signals ignored, as children inherit
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen, stdout=pipe, stderr=pipe, text=True) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("maps/.onnxfeat-*/*/*.png")):
             assert process.poll() is None
