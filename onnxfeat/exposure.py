@@ -10,7 +10,7 @@ import onnx
 
 from onnxfeat.errors import ModelError
 from onnxfeat.files import refuse_existing, whole_file
-from onnxfeat.graph import Graph, names_used, read_graph
+from onnxfeat.graph import Graph, names_used, numbered, read_graph
 from onnxfeat.inventory import choose_layers
 from onnxfeat.layouts import CHANNELS_FIRST, layouts_of
 from onnxfeat.metadata import KEY, Document, Exposed
@@ -172,10 +172,8 @@ def _make_node_names_unique(graph: onnx.GraphProto) -> None:
     """Number nodes that bear the name of an earlier one: ONNX Runtime refuses such a graph."""
     taken: set[str] = set()
     for node in graph.node:
-        name, number = node.name, 2
-        while node.name and node.name in taken:
-            node.name, number = f"{name}#{number}", number + 1
-        taken.add(node.name)
+        if node.name:
+            node.name = numbered(node.name, taken)
 
 
 def _typed(graph: Graph, value: str) -> onnx.ValueInfoProto:

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 
 from onnxfeat.geometry import Sight, sights_of
-from onnxfeat.graph import Graph, operator, read_graph, reduced_axes, type_name
+from onnxfeat.graph import Graph, numbered, operator, read_graph, reduced_axes, type_name
 from onnxfeat.layouts import layouts_of
 from onnxfeat.metadata import MappedLayer
 from onnxfeat.records import Kind, Layer
@@ -133,7 +133,8 @@ def _mapped_layers(graph: Graph, layer_map: Iterable[MappedLayer]) -> tuple[Laye
 def _found_layers(graph: Graph) -> tuple[Layer, ...]:
     sights, layouts = sights_of(graph), layouts_of(graph)
     counts: Counter[str] = Counter()
-    layers: list[Layer] = []
+    taken: set[str] = set()
+    layers = []
     for node in graph.nodes:
         if not node.output or node.op_type == "Constant":
             continue
@@ -144,7 +145,7 @@ def _found_layers(graph: Graph) -> tuple[Layer, ...]:
         source = _module_path(node)
         layers.append(
             Layer(
-                name=_unique(_cleaned(source or node.name, kind) or f"{kind}_{counts[kind]}", layers),
+                name=numbered(_cleaned(source or node.name, kind) or f"{kind}_{counts[kind]}", taken),
                 kind=kind,
                 op_type=node.op_type,
                 value=value,
@@ -318,12 +319,3 @@ def _cleaned(name: str, kind: str) -> str:
     """
     cleaned = re.sub(r"[^\w.\-]+", ".", name).strip(".")[:120]
     return f"{kind}_{cleaned}" if re.fullmatch(r"-?\d+", cleaned) else cleaned
-
-
-def _unique(name: str, layers: Sequence[Layer]) -> str:
-    taken = {layer.name for layer in layers}
-    number = 2
-    unique = name
-    while unique in taken:
-        unique, number = f"{name}#{number}", number + 1
-    return unique
