@@ -25,6 +25,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def contains(path: Path, text: bytes) -> bool:
+    """Return whether these bytes are anywhere in a file."""
+    rest = b""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            if text in rest + block:
+                return True
+            rest = block[-len(text) :]
+    return False
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise an `OutputError` if something is at `path` that must not be replaced.
 

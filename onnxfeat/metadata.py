@@ -96,12 +96,12 @@ class Exposed:
 
     Attributes:
         source_sha256: SHA-256 of the file that it was made from.
-        input: The input that takes the picture.
+        input: The input that takes the picture; None where it takes more to tell.
         layers: The exposed layers; the value of each is an output of the file.
     """
 
     source_sha256: str
-    input: ModelInput
+    input: ModelInput | None
     layers: tuple[Layer, ...]
 
     def refuse_lost(self, outputs: Iterable[str], origin: str) -> None:
@@ -135,7 +135,7 @@ class Document:
         if self.exposed is not None:
             data["exposed"] = {
                 "source_sha256": self.exposed.source_sha256,
-                "input": self.exposed.input.to_json(),
+                "input": None if self.exposed.input is None else self.exposed.input.to_json(),
                 "layers": [layer.to_json() for layer in self.exposed.layers],
             }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
@@ -163,9 +163,10 @@ class Document:
             preprocessing, picture_input = data.get("preprocessing"), data.get("input")
             exposed = None
             if exposed_data is not None:
+                picture = exposed_data["input"]
                 exposed = Exposed(
                     source_sha256=exposed_data["source_sha256"],
-                    input=ModelInput.from_json(exposed_data["input"]),
+                    input=None if picture is None else ModelInput.from_json(picture),
                     layers=tuple(Layer.from_json(layer) for layer in exposed_data["layers"]),
                 )
             document = cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,8 @@ Kind = Literal["conv", "pool", "activation", "norm", "other"]
 Provider = Literal["auto", "cpu", "cuda"]
 ColorOrder = Literal["rgb", "bgr", "gray"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+Weights = Literal["auto", "refer", "carry"]
 
 Axis = int | str | None
 """Length of one axis: a number, the name of a symbolic length, or None where nothing is known."""
@@ -37,6 +39,64 @@ def _fields_from_json(record: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a record from what `_to_json` made; what is no field of it is left out."""
     known = {field.name for field in dataclasses.fields(record)}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in known}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How the integers of a quantized value stand for real numbers: `(integer - zero_point) * scale`.
+
+    The rule is that of ONNX's DequantizeLinear (https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html).
+
+    Attributes:
+        scale: One number for the whole value, or one for each index of `axis`.
+        zero_point: The integer that stands for 0; as many as `scale`.
+        axis: The axis that the numbers belong to, in the layout of the graph; None where there is one for all.
+
+    Example:
+        >>> Quantization(scale=(0.5,), zero_point=(128,)).dequantize(np.array([128, 130], np.uint8)).tolist()
+        [0.0, 1.0]
+    """
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None = None
+
+    def dequantize(self, integers: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the real numbers, float32, in the shape of `integers`."""
+        shape = self._along_axis(integers)
+        scale = np.asarray(self.scale, np.float32).reshape(shape)
+        zero_point = np.asarray(self.zero_point, np.int64).astype(np.float32).reshape(shape)
+        values = integers.astype(np.float32)
+        values -= zero_point
+        values *= scale
+        return values
+
+    def saturated(self, integers: NDArray[Any]) -> float:
+        """Return the share, 0 to 1, of integers at an end of their type, where real values were cut off.
+
+        An end that stands for 0 does not count: a ReLU that became part of the quantization ends there.
+        """
+        limits = np.iinfo(integers.dtype)
+        zero_point = np.asarray(self.zero_point).reshape(self._along_axis(integers))
+        at_an_end = ((integers == limits.min) & (zero_point != limits.min)) | (
+            (integers == limits.max) & (zero_point != limits.max)
+        )
+        return float(np.count_nonzero(at_an_end)) / max(integers.size, 1)
+
+    def _along_axis(self, integers: NDArray[Any]) -> list[int]:
+        shape = [1] * integers.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return shape
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Quantization:
+        """Return the record that `to_json` wrote; keys that are not fields are left out."""
+        return cls(**_fields_from_json(cls, data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +121,9 @@ class Layer:
             all of the picture or where it is unknown.
         source: The layer's path or class in the framework that made it, such as `Conv2D`; None where unknown.
         node: Name of the ONNX node that computes `raw_value`; empty where the node has none.
+        quantization: How the integers of `value` become real numbers; None where they are no quantized numbers.
+        note: What else is to be known, in words: that a Sigmoid is the gate of a SiLU, that a residual Add follows.
+        unseen: Why the layer can't be extracted; empty where it can.
 
     Example:
         >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="x", layout="NCHW",
@@ -82,6 +145,9 @@ class Layer:
     receptive_field: tuple[int, ...] | None = None
     source: str | None = None
     node: str = ""
+    quantization: Quantization | None = None
+    note: str = ""
+    unseen: str = ""
 
     @property
     def channels(self) -> int | None:
@@ -105,12 +171,17 @@ class Layer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data, with the properties that follow from its fields."""
-        return {**_to_json(self), "channels": self.channels, "is_vector": self.is_vector}
+        quantization = None if self.quantization is None else self.quantization.to_json()
+        facts = {"channels": self.channels, "is_vector": self.is_vector, "quantization": quantization}
+        return {**_to_json(self), **facts}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Layer:
         """Return the record that `to_json` wrote; keys that are not fields are left out."""
-        return cls(**_fields_from_json(cls, data))
+        fields = _fields_from_json(cls, data)
+        if fields.get("quantization") is not None:
+            fields["quantization"] = Quantization.from_json(fields["quantization"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,22 +273,53 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """The input of a model that takes the picture.
+    """The input of a model that takes the picture, or what else the model looks at.
 
     Attributes:
         name: Name of the graph input.
         shape: Its shape, with symbolic axes as strings.
-        layout: `NCHW` or `NHWC`.
-        dtype: NumPy's name of the element type, such as `float32`.
+        layout: Order of its axes: `NCHW` or `NHWC` for pictures, `NCW`, `NCDHW` and the like for others; None where the
+            graph does not tell.
+        dtype: NumPy's name of the element type, such as `float32`; ONNX's name of a type that NumPy does not know.
     """
 
     name: str
     shape: tuple[Axis, ...]
-    layout: str
+    layout: str | None
     dtype: str
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether it takes pictures: batch, channels, rows and columns."""
+        return sorted(self.layout or "") == ["C", "H", "N", "W"]
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the first axis counts samples, which can be run one by one."""
+        if self.layout is not None:
+            return self.layout.startswith("N")
+        return bool(self.shape) and (not isinstance(self.shape[0], int) or self.shape[0] <= 1)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it leaves a length open, that of its batch apart."""
+        letters = (self.layout or "N").ljust(len(self.shape), "?")
+        return any(
+            axis != "N" and not (isinstance(side, int) and side > 0)
+            for side, axis in zip(self.shape, letters, strict=True)
+        )
+
+    @property
+    def described(self) -> str:
+        """The shape that is wanted, with letters or names for lengths that are open: `(N, 3, 224, 224)`."""
+        letters = self.layout or "?" * len(self.shape)
+        sides = (x if x and x != -1 else letter for x, letter in zip(self.shape, letters, strict=True))
+        return f"({', '.join(str(side) for side in sides)})"
+
     def axis(self, letter: str) -> int | None:
-        """Return the length of the axis `N`, `C`, `H` or `W`, or None where it is symbolic."""
+        """Return the length of the axis `N`, `C`, `H` or `W`, or None where it is symbolic or there is none."""
+        if self.layout is None or letter not in self.layout:
+            return None
         length = self.shape[self.layout.index(letter)]
         return length if isinstance(length, int) and length > 0 else None
 
@@ -238,6 +340,7 @@ class FeatureMap:
     Attributes:
         layer: The layer that gave it.
         array: Its values, float32, shape `(N, C, *spatial)`: channels first whatever the graph's layout. Read-only.
+        saturated: Of a quantized value, the share (0 to 1) of integers at either end of their type; None of others.
 
     Example:
         >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="y")
@@ -247,6 +350,7 @@ class FeatureMap:
 
     layer: Layer
     array: NDArray[np.float32]
+    saturated: float | None = None
 
     def __post_init__(self) -> None:
         """Lock the record's view of the array; the caller's own array stays as it is."""
@@ -307,6 +411,10 @@ class Features(Mapping[str, FeatureMap]):
         preprocessing: How the pictures were prepared.
         preprocessing_source: Who said so: `caller`, `model` or `default`.
         seconds: Time of the run, preprocessing included.
+        layers: Names of all layers of the run in order of execution; a part that `FeatureExtractor.stream` gives holds
+            the maps of some of them.
+        first: Position of the first of `pictures` among all that were passed; 0 unless this is such a part.
+        left_out: Name of each chosen layer that has no map, and the reason.
 
     Example:
         >>> from onnxfeat import FeatureExtractor
@@ -327,6 +435,9 @@ class Features(Mapping[str, FeatureMap]):
     preprocessing: Preprocessing
     preprocessing_source: str
     seconds: float
+    layers: tuple[str, ...] = ()
+    first: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> FeatureMap:
         """Return the feature map of a layer; an unknown name is a `LayerError` that names the nearest ones."""
@@ -356,6 +467,110 @@ class UnknownLayerError(LayerError, KeyError):
     """A `LayerError` that is a `KeyError` too, as every mapping promises (`in` and `get` depend on it)."""
 
     __str__ = LayerError.__str__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a run will go: which layers share a pass, and how many bytes their maps take.
+
+    Attributes:
+        passes: Names of the layers of each pass, in order of execution.
+        sizes: Layer name to bytes of its maps for one picture; None where only the run will tell.
+        max_bytes: The budget that the passes fit.
+        nodes: Number of nodes of the graph that the layers need.
+        all_nodes: Number of nodes that the graph has.
+    """
+
+    passes: tuple[tuple[str, ...], ...]
+    sizes: Mapping[str, int | None]
+    max_bytes: int
+    nodes: int
+    all_nodes: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the maps of all layers of one picture whose size is known."""
+        return sum(size for size in self.sizes.values() if size is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """How far one value moved between two runs.
+
+    Attributes:
+        name: The output or layer.
+        largest: Largest absolute difference, in the value's own units; infinite where shapes or NaNs differ.
+        relative: The same relative to the range (largest minus smallest value) of the first run.
+        equal: Whether the two are equal to the bit.
+        noise: What `relative` is when the same run is repeated with its input moved by a few units in the last place:
+            the value's own rounding noise. None where it was not measured, as the value moved too little to ask.
+    """
+
+    name: str
+    largest: float
+    relative: float
+    equal: bool
+    noise: float | None = None
+
+    def is_rounding(self, limit: float) -> bool:
+        """Return whether the value moved by no more than `limit` of its range, or by what its own noise explains."""
+        return self.relative <= max(limit, 4 * (self.noise or 0.0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data, in which infinity is null."""
+        return {
+            "name": self.name,
+            "largest": self.largest if np.isfinite(self.largest) else None,
+            "relative": self.relative if np.isfinite(self.relative) else None,
+            "equal": self.equal,
+            "noise": self.noise,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What `check` found: whether watching a model changes it.
+
+    Attributes:
+        model: File name of the model, or `<memory>`.
+        sha256: SHA-256 of the model file.
+        provider: Which execution provider was asked for and which one ran.
+        outputs: How far each of the model's own outputs moves when the layers are exposed.
+        layers: How far each layer, as it is drawn, is from the graph as it is written.
+        left_out: Name of each chosen layer that can't be extracted, and the reason.
+        limit: Largest relative change that counts as rounding.
+    """
+
+    model: str
+    sha256: str
+    provider: ProviderChoice
+    outputs: tuple[Change, ...]
+    layers: tuple[Change, ...]
+    left_out: Mapping[str, str]
+    limit: float
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all outputs are equal to the bit."""
+        return all(change.equal for change in self.outputs)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no output and no layer moved by more than rounding."""
+        return all(change.is_rounding(self.limit) for change in (*self.outputs, *self.layers))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        return {
+            "model": {"file": self.model, "sha256": self.sha256},
+            "provider": self.provider.to_json(),
+            "passed": self.passed,
+            "unchanged": self.unchanged,
+            "limit": self.limit,
+            "outputs": [change.to_json() for change in self.outputs],
+            "layers": [change.to_json() for change in self.layers],
+            "left_out": dict(self.left_out),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from onnxfeat import list_layers
-from onnxfeat.graph import read_graph
-from onnxfeat.inventory import all_layers
+from onnxfeat.graph.reading import read_graph
+from onnxfeat.layers.inventory import all_layers
 
 SIDE = 32
 

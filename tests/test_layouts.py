@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxfeat.graph import read_graph
-from onnxfeat.layouts import layouts_of
+from onnxfeat.graph.layouts import layouts_of
+from onnxfeat.graph.reading import read_graph
 
 
 def layouts(nodes: str, inputs: str = "float[1,4,4,4] x", *, kernel: tuple[int, ...] = (4, 4, 3, 3)) -> dict[str, str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxfeat.errors import ModelError
-from onnxfeat.graph import read_graph
+from onnxfeat.graph.reading import read_graph
 from onnxfeat.metadata import KEY, Document, Exposed, MappedLayer, read_document
 from onnxfeat.records import ColorOrder, Interpolation, Kind, Layer, ModelInput, Preprocessing
 

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
-import onnx.shape_inference
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from onnxfeat.errors import ModelError
+from onnxfeat.errors import ModelError, OutputError
+from onnxfeat.graph.flattening import Inner, inline_functions, names_used, ordered, view_of
+from onnxfeat.graph.inference import Types, infer_types, known_types
+from onnxfeat.graph.model_files import relocated
+from onnxfeat.graph.weights import homes_of, read_tensor, refuse_unsafe
 from onnxfeat.metadata import KEY, Document, read_document
 from onnxfeat.records import Axis
 
 CELL_BY_CELL = frozenset(
-    "Abs Add Cast Ceil Celu Clip Concat Div Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu "
-    "Log Max Mean Min Mish Mul Neg PRelu Pad Pow Reciprocal Relu Round Selu Sigmoid Sign Slice Softplus Softsign Sqrt "
-    "Sub Sum Swish Tanh ThresholdedRelu".split()
+    "Abs Add BiasGelu Cast CastLike Ceil Celu Clip Concat DequantizeLinear Div Dropout DynamicQuantizeLinear Elu "
+    "Equal Erf Exp FastGelu Floor Gelu Greater HardSigmoid HardSwish Identity LeakyRelu Less Log Max Mean Min Mish Mul "
+    "Neg Not PRelu Pad Pow QLinearAdd QLinearConcat QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearWhere "
+    "QuantizeLinear QuickGelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Slice Softplus Softsign Sqrt Sub Sum "
+    "Swish Tanh ThresholdedRelu Where".split()
 )
 """Operators each of whose output cells depends on the cells at one place of their inputs, with the axes in place."""
 
-# Shapes that shape inference must know the values of (targets of Reshape, sizes of Resize) are short; weights are not.
-_SMALL = 1024
+
+_RANDOM = ("Random", "Bernoulli", "Multinomial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,31 +40,47 @@ class Graph:
     """A parsed model with the indexes that every stage needs.
 
     Attributes:
-        model: The model as onnx parsed it; nobody changes it.
+        model: The model as onnx parsed it, with the functions that hold layers inlined; nobody changes it. Weights in
+            other files are not loaded.
         origin: The file it came from, for messages; `<memory>` where there is none.
+        file: The file whose folder holds the weights that the model keeps in other files; None for a model from
+            memory. It is the file that was read, or the one behind it where that is a link.
         sha256: SHA-256 of the file's bytes.
         document: What onnxfeat stored in it.
+        main: Nodes of the main graph in order of execution.
+        nodes: These and the nodes in the branches of If, under names of their own (see `onnxfeat.graph.flattening`).
+        inner: Value name to its place inside a branch, for the latter.
+        hidden: Sentences about layers that can't be seen, and why.
         producers: Value name to the node that computes it.
-        consumers: Value name to the nodes of the main graph that use it, in order.
+        consumers: Value name to the nodes that use it, in order.
         initializers: Value name to constant tensor: initializers and the outputs of Constant nodes.
+        fixed: Values that nodes compute from constants alone.
         inputs: Graph inputs that are not initializers, by name.
+        outputs: Names of the graph's outputs.
         types: Value name to element type (a number of `TensorProto.DataType`) and shape, where known.
     """
 
     model: onnx.ModelProto
     origin: str
+    file: Path | None
     sha256: str
     document: Document
+    main: list[onnx.NodeProto]
+    nodes: list[onnx.NodeProto]
+    inner: dict[str, Inner]
+    hidden: tuple[str, ...]
     producers: dict[str, onnx.NodeProto]
     consumers: dict[str, list[onnx.NodeProto]]
     initializers: dict[str, onnx.TensorProto]
+    fixed: frozenset[str]
     inputs: dict[str, onnx.ValueInfoProto]
-    types: dict[str, tuple[int, tuple[Axis, ...] | None]]
+    outputs: frozenset[str]
+    types: Types
 
     @property
-    def nodes(self) -> list[onnx.NodeProto]:
-        """Nodes of the main graph in order of execution."""
-        return list(self.model.graph.node)
+    def folder(self) -> Path | None:
+        """The folder that locations of weights in other files are relative to."""
+        return None if self.file is None else self.file.parent
 
     def shape(self, value: str) -> tuple[Axis, ...] | None:
         """Return the shape of a value, or None where it is unknown."""
@@ -73,17 +95,12 @@ class Graph:
 
     def is_constant(self, value: str) -> bool:
         """Return whether a value is part of the model, the same for every picture."""
-        return value in self.initializers
+        return value in self.initializers or value in self.fixed
 
     def constant(self, value: str) -> NDArray[np.generic] | None:
         """Return the numbers of a constant, or None if the value is computed."""
         tensor = self.initializers.get(value)
-        try:
-            return None if tensor is None else onnx.numpy_helper.to_array(tensor)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"the constant {value!r} in {self.origin} is damaged ({error}): fetch or export the model again"
-            ) from error
+        return None if tensor is None else read_tensor(tensor, self.folder, origin=self.origin)
 
 
 def read_graph(model: str | Path | bytes | onnx.ModelProto) -> Graph:
@@ -116,34 +133,25 @@ def read_graph(model: str | Path | bytes | onnx.ModelProto) -> Graph:
         digest = hashlib.sha256(content).hexdigest()
     else:
         digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-    if isinstance(model, str | Path):
-        _load_external_data(proto, Path(model))
+    file = Path(model) if isinstance(model, str | Path) else None
+    folder, home, _ = homes_of(file)
+    refuse_unsafe(proto, folder, origin, home=home)
+    if file is not None and file.is_symlink():
+        proto, file = _behind_link(proto, file)
     if document is None:
         text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
         document = Document() if text is None else Document.from_text(text, origin)
-    return _index(proto, origin, digest, document)
+    return _index(inline_functions(proto, origin), origin, file, digest, document)
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs inside a node: the branches of If, the bodies of Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
+def bound_types(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Types:
+    """Return element type and shape of every value when the inputs have these shapes.
 
-
-def names_used(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the values that a node reads: its inputs, and all that the graphs inside it mention.
-
-    A graph inside a node may capture values of the graph around it. Names that are local to the inner graph are
-    yielded too; they do no harm, as ONNX forbids an inner value to bear the name of an outer one.
+    Args:
+        graph: The model.
+        shapes: Input name to shape; inputs that are not named keep the shape that the model declares.
     """
-    yield from (name for name in node.input if name)
-    for graph in subgraphs(node):
-        yield from (output.name for output in graph.output)
-        for inner in graph.node:
-            yield from names_used(inner)
+    return infer_types(graph.model, graph.main, graph.inner, graph.folder, shapes=shapes)
 
 
 def numbers(node: onnx.NodeProto, name: str) -> list[int] | None:
@@ -232,6 +240,19 @@ def _parse(content: bytes, origin: str) -> onnx.ModelProto:
     return model
 
 
+def _behind_link(model: onnx.ModelProto, link: Path) -> tuple[onnx.ModelProto, Path]:
+    """Return a model as it is to be read from the file behind a link, where its weights in other files are too.
+
+    The download cache of Hugging Face keeps models so: model and weights are links into a folder of blobs. Where the
+    weights are beside the link, that is the place to read from.
+    """
+    file = Path(os.path.realpath(link))
+    try:
+        return relocated(model, link, file.parent), file
+    except OutputError:
+        return model, link
+
+
 def _refuse_unreadable_names(model: onnx.ModelProto, origin: str) -> None:
     graph = model.graph
     names = [model.producer_name, model.producer_version, model.domain, model.doc_string, graph.name, graph.doc_string]
@@ -243,21 +264,15 @@ def _refuse_unreadable_names(model: onnx.ModelProto, origin: str) -> None:
         raise ModelError(f"{origin} is damaged, it has names that are not text: fetch or export it again")
 
 
-def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"the weights that {path} keeps in other files can't be read ({error}): put them beside it"
-        ) from error
-
-
-def _index(model: onnx.ModelProto, origin: str, digest: str, document: Document) -> Graph:
+def _index(model: onnx.ModelProto, origin: str, file: Path | None, digest: str, document: Document) -> Graph:
     graph = model.graph
+    main = ordered(graph.node, origin)
+    view = view_of(graph, main, origin)
     producers: dict[str, onnx.NodeProto] = {}
     consumers: dict[str, list[onnx.NodeProto]] = {}
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
+    initializers = {tensor.name: tensor for tensor in graph.initializer} | view.initializers
+    fixed: set[str] = set()
+    for node in view.nodes:
         producers.update((name, node) for name in node.output if name)
         for name in dict.fromkeys(names_used(node) if node.output else ()):
             consumers.setdefault(name, []).append(node)
@@ -265,18 +280,35 @@ def _index(model: onnx.ModelProto, origin: str, digest: str, document: Document)
             tensor = _constant_tensor(node)
             if tensor is not None:
                 initializers[node.output[0]] = tensor
+        elif _is_fixed(node, initializers, fixed):
+            fixed.update(node.output)
+    # Files before IR version 4 list their weights as inputs too.
+    inputs = {value.name: value for value in graph.input if value.name not in initializers}
     return Graph(
         model=model,
         origin=origin,
+        file=file,
         sha256=digest,
         document=document,
+        main=main,
+        nodes=view.nodes,
+        inner=view.inner,
+        hidden=tuple(view.hidden),
         producers=producers,
         consumers=consumers,
         initializers=initializers,
-        # Files before IR version 4 list their weights as inputs too.
-        inputs={value.name: value for value in graph.input if value.name not in initializers},
-        types=_types(model),
+        fixed=frozenset(fixed),
+        inputs=inputs,
+        outputs=frozenset(output.name for output in graph.output),
+        types=known_types(model, main, view.inner, None if file is None else file.parent),
     )
+
+
+def _is_fixed(node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto], fixed: set[str]) -> bool:
+    """Return whether a node reads constants alone, and gives the same for them each time."""
+    used = list(names_used(node))
+    known = all(name in initializers or name in fixed for name in used)
+    return bool(used) and known and not node.op_type.startswith(_RANDOM)
 
 
 def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
@@ -292,47 +324,3 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
             ints = entry.i if entry.type == onnx.AttributeProto.INT else entry.ints
             return onnx.numpy_helper.from_array(np.asarray(ints, dtype=np.int64))
     return None
-
-
-def _types(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[Axis, ...] | None]]:
-    """Return element type and shape of every value that shape inference can tell.
-
-    Inference serializes the model, so it gets a copy whose weights are left out: ResNet50 takes 120 ms instead of 600.
-    """
-    bare = onnx.ModelProto()
-    bare.ir_version = max(model.ir_version, 4)
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
-    graph = model.graph
-    bare.graph.name = graph.name
-    bare.graph.node.extend(graph.node)
-    bare.graph.input.extend(graph.input)
-    bare.graph.output.extend(graph.output)
-    bare.graph.value_info.extend(graph.value_info)
-    listed = {value.name for value in graph.input}
-    for tensor in graph.initializer:
-        if np.prod(tensor.dims, dtype=np.int64) <= _SMALL:
-            bare.graph.initializer.append(tensor)
-        elif tensor.name not in listed:
-            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    # Without strict mode inference stops at what it does not know and keeps the rest; the errors that are left mean
-    # that the declared shapes contradict the graph, which only the runtime can judge: then the declared ones are used.
-    try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError):
-        inferred = bare.graph
-    types: dict[str, tuple[int, tuple[Axis, ...] | None]] = {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor_type = value.type.tensor_type
-        if tensor_type.elem_type:
-            shape = tuple(_axis(axis) for axis in tensor_type.shape.dim) if tensor_type.HasField("shape") else None
-            types[value.name] = (tensor_type.elem_type, shape)
-    return types
-
-
-def _axis(axis: onnx.TensorShapeProto.Dimension) -> Axis:
-    if axis.HasField("dim_value"):
-        return axis.dim_value if axis.dim_value >= 0 else None  # some exporters write -1 for "any"
-    name = axis.dim_param
-    # Shape inference and tf2onnx make up names such as `unk__12` for what they don't know.
-    return name if name and isinstance(name, str) and not name.startswith("unk__") else None

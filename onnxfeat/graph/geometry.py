@@ -13,9 +13,12 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxfeat.graph import CELL_BY_CELL, Graph, axis_order, numbers, operator
+from onnxfeat.graph.reading import CELL_BY_CELL, Graph, axis_order, numbers, operator
 
-_WINDOWED = frozenset("Conv ConvTranspose MaxPool AveragePool LpPool".split())
+_WINDOWED = frozenset(
+    "Conv ConvInteger ConvTranspose FusedConv QLinearConv MaxPool AveragePool LpPool QLinearAveragePool NhwcConv "
+    "NhwcFusedConv NhwcMaxPool".split()
+)
 _CELL_BY_CELL = CELL_BY_CELL | {"BatchNormalization"}
 
 
@@ -65,8 +68,9 @@ def sights_of(graph: Graph) -> dict[str, Sight]:
 
 def _kernel(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
     kernel = numbers(node, "kernel_shape")
-    if kernel is None and len(node.input) > 1:
-        weight = graph.shape(node.input[1])
+    position = 3 if node.op_type == "QLinearConv" else 1
+    if kernel is None and len(node.input) > position:
+        weight = graph.shape(node.input[position])
         if weight is not None and len(weight) > 2:
             sides = [side for side in weight[2:] if isinstance(side, int)]
             kernel = sides if len(sides) == len(weight) - 2 else None
