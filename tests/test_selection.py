@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxfeat.errors import LayerError
+from onnxfeat.layers.selection import DEFAULT, select
 from onnxfeat.records import Kind, Layer
-from onnxfeat.selection import DEFAULT, select
 
 
 def layer(name: str, kind: Kind, op_type: str, *, side: int = 8, source: str | None = None) -> Layer:

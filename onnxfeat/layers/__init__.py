@@ -1,0 +1,1 @@
+"""Find the layers of a graph: what belongs to each, and what it is called."""
