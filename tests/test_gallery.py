@@ -1,8 +1,12 @@
+import dataclasses
 import errno
 import hashlib
 import json
 import math
 import os
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,18 +18,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import onnxfeat
-from onnxfeat.colormaps import color_table
+from onnxfeat.drawing.arrangements import arrange
+from onnxfeat.drawing.colormaps import color_table
+from onnxfeat.drawing.gallery import save_pictures
+from onnxfeat.drawing.pictures import belt, grid, grid_columns
 from onnxfeat.errors import OutputError, PictureError
-from onnxfeat.gallery import save_pictures
-from onnxfeat.pictures import belt, grid, grid_columns
 from onnxfeat.records import FeatureMap, Features, Layer, Preprocessing, ProviderChoice
 
 PROVIDER = ProviderChoice(asked="auto", got="CPUExecutionProvider", note="no GPU")
 
 
-def as_map(name: str, array: NDArray[Any]) -> FeatureMap:
-    layer = Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v")
-    return FeatureMap(layer=layer, array=np.array(array, dtype=np.float32))
+def as_map(name: str, array: NDArray[Any], layout: str | None = None) -> FeatureMap:
+    layer = Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v", layout=layout)
+    return FeatureMap(layer=layer, array=np.asarray(array, dtype=np.float32))
 
 
 def run_of(arrays: Mapping[str, NDArray[Any]], *pictures: str) -> Features:
@@ -249,6 +254,14 @@ def test_runs_are_drawn_as_they_come(tmp_path: Path) -> None:
         (["猫.png", "a b?.png"], ["猫", "a_b_"]),
         (["x.npy[0]", "x.npy[1]"], ["x", "x_2"]),
         (["picture_2", "picture_1"], ["picture_2", "picture_1"]),
+        (
+            ["CON.png", "nul", "com1.tar.gz", "LPT\u00b9", "aux_", "conv"],
+            ["_CON", "_nul", "_com1.tar", "_LPT\u00b9", "aux_", "conv"],
+        ),
+        (["_con.png", "con.png"], ["_con", "_con_2"]),
+        (["-rf.png", "--x"], ["_-rf", "_--x"]),
+        (["<script>alert(1)</script>.png", "a\x00b\x1b[2J\r\n.png"], ["script_", "a_b_2J_"]),
+        (["C:\\x\\y.png", "\u202egnp.exe"], ["C_x_y", "_gnp"]),
     ],
 )
 def test_folders_of_pictures_are_told_apart(tmp_path: Path, pictures: list[str], folders: list[str]) -> None:
@@ -274,6 +287,12 @@ def test_folders_of_pictures_are_told_apart(tmp_path: Path, pictures: list[str],
         (".", "01-layer.png"),
         ("卷积层", "01-卷积层.png"),
         ("model#2-x.y", "01-model#2-x.y.png"),
+        ("CON", "01-CON.png"),
+        ("nul.txt", "01-nul.txt.png"),
+        ("<script>alert('x')</script>", "01-_script_alert_x_script_.png"),
+        ("\x00\x07\x1b[31m\u202e\u2028", "01-_31m_.png"),
+        ("/", "01-_.png"),
+        ("-rf", "01--rf.png"),
     ],
 )
 def test_layer_names_become_safe_file_names(tmp_path: Path, layer: str, file: str) -> None:
@@ -283,11 +302,58 @@ def test_layer_names_become_safe_file_names(tmp_path: Path, layer: str, file: st
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "层", "🐈"])
-def test_long_layer_names_are_shortened_and_stay_apart(tmp_path: Path, letter: str) -> None:
-    save_pictures(run_of({letter * 409: noise(1, 2, 2, 2), letter * 408: noise(1, 2, 2, 2)}, letter * 300), tmp_path)
+def test_long_names_are_shortened_and_stay_apart(tmp_path: Path, letter: str) -> None:
+    layers = {letter * 10_000: noise(2, 2, 2, 2), letter * 9_999: noise(2, 2, 2, 2)}
+    record = save_pictures(run_of(layers, letter * 300, letter * 301), tmp_path)
     files = names(tmp_path)
-    assert len(files) == 3
-    assert max(len(file.encode()) for file in files) <= 255
+    assert len(files) == 5
+    assert max(len(part.encode()) for file in files for part in file.split("/")) <= 200
+    assert [layer["layer"] for layer in record["pictures"][0]["layers"]] == list(layers)
+    with Image.open(tmp_path / record["pictures"][0]["layers"][0]["file"]) as image:
+        assert len(image.info["Title"]) == 1000  # run.json has the name whole
+
+
+def test_names_that_are_equal_after_cleaning_stay_apart(tmp_path: Path) -> None:
+    arrays = {name: noise(1, 1, 2, 2, seed=seed) for seed, name in enumerate(["a/b", "a:b", "a b", "A_B", "a_b"])}
+    record = save_pictures(run_of(arrays), tmp_path)
+    files = ["01-a_b.png", "02-a_b.png", "03-a_b.png", "04-A_B.png", "05-a_b.png"]
+    assert names(tmp_path) == [*files, "run.json"]
+    assert [layer["file"] for layer in record["pictures"][0]["layers"]] == files
+    for file, array in zip(files, arrays.values(), strict=True):
+        np.testing.assert_array_equal(pixels(tmp_path / file), belt(array))
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "\x1b]0;owned\x07", "caf\udce9", "\u009b2J"])
+def test_names_with_control_characters_do_no_harm_in_texts(tmp_path: Path, name: str) -> None:
+    save_pictures(run_of({name: noise(1, 2, 2, 2)}), tmp_path)
+    assert read_strictly(tmp_path / "run.json")["pictures"][0]["layers"][0]["layer"] == name
+    (file,) = tmp_path.glob("*.png")
+    with Image.open(file) as image:
+        title = image.info["Title"]
+    assert len(title) == len(name)
+    assert "\ufffd" in title
+    assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in title)
+
+
+def test_hundreds_of_pictures_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = (run_of({"conv": np.zeros((1, 1, 1, 2))}, "x.png") for _ in range(300))
+    record = save_pictures(runs, tmp_path)
+    assert [picture["folder"] for picture in record["pictures"]] == ["x", *(f"x_{number}" for number in range(2, 301))]
+
+
+def test_a_map_of_absurd_size_is_drawn_as_far_as_a_picture_goes(tmp_path: Path) -> None:
+    run = run_of({})
+    layer = Layer(name="conv", kind="conv", op_type="Conv", value="v", raw_value="v")
+    absurd = FeatureMap(layer=layer, array=np.broadcast_to(np.float32(1), (1, 100_000, 1, 100_000)))  # 40 GB
+    (entry,) = save_pictures(dataclasses.replace(run, maps={"conv": absurd}), tmp_path)["pictures"][0]["layers"]
+    assert (entry["channels"], entry["channels_drawn"], entry["cells_per_pixel"]) == (100_000, 1790, 2)
+    with pytest.warns(Image.DecompressionBombWarning):  # twice that size it would be an error
+        image = Image.open(tmp_path / "01-conv.png")
+    with image:
+        assert max(image.size) <= 65_535
+        assert image.info["Description"].startswith(
+            "100000 channels of 1 x 100000, grid, the first 1,790 of 100,000 ch"
+        )
 
 
 def test_files_sort_in_order_of_execution_past_99_layers(tmp_path: Path) -> None:
@@ -319,11 +385,200 @@ def test_progress_hears_each_file(tmp_path: Path) -> None:
     assert heard == ["01-a.png", "02-b.png"]
 
 
-def test_a_map_that_is_no_picture_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="layer 'speech' has shape"):
-        save_pictures(run_of({"conv": noise(1, 2, 3, 4), "speech": noise(1, 2, 7)}), tmp_path / "out")
-    assert names(tmp_path) == []
+def test_a_map_that_is_no_picture_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    run = run_of({"boxes": np.zeros((1, 4, 0)), "conv": noise(1, 2, 3, 4), "six": np.zeros((1, 2, 2, 2, 2, 2))})
+    record = save_pictures(run, tmp_path)
+    assert names(tmp_path) == ["02-conv.png", "run.json"]
+    assert read_strictly(tmp_path / "run.json")["left_out"] == record["left_out"]
+    assert record["left_out"] == {
+        "boxes": "its map of shape (1, 4, 0) is empty",
+        "six": "its map has shape (1, 2, 2, 2, 2, 2), and pictures are of (N, C) and one to three spatial axes",
+    }
+
+
+def test_nothing_that_can_be_drawn_is_an_error_with_the_reasons_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    maps = {f"boxes_{number}": np.zeros((1, 4, 0)) for number in range(6)}
+    run = dataclasses.replace(run_of(maps), left_out={"If_3": "it is inside an If body"})
+    expected = (
+        r"none of the 7 layers can be drawn \('If_3': it is inside an If body; 'boxes_0': its map of .*and 2 more"
+    )
+    with pytest.raises(PictureError, match=expected):
+        save_pictures(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "arrangement", "text"),
+    [
+        ("NCW", (1, 4, 10_000), "strip", "4 channels of 1 x 10000, strip, each pixel is the mean of 3 cells; zscore"),
+        ("NDHWC", (1, 2, 40, 3, 3), "slices", "2 channels of 40 x 3 x 3, slices, 16 of 40 slices; zscore"),
+        ("NTC", (1, 6, 17), "belt", "6 channels of 4 x 4, belt, first token left out; zscore"),
+    ],
+)
+def test_maps_of_other_axes_are_drawn_and_what_is_left_out_is_said(
+    tmp_path: Path, layout: str, shape: tuple[int, ...], arrangement: str, text: str
+) -> None:
+    maps = {"layer": as_map("layer", noise(*shape), layout)}
+    (layer,) = save_pictures(dataclasses.replace(run_of({}), maps=maps), tmp_path)["pictures"][0]["layers"]
+    assert layer["arrangement"] == arrangement
+    np.testing.assert_array_equal(pixels(tmp_path / "01-layer.png"), arrange(maps["layer"]).levels)
+    with Image.open(tmp_path / "01-layer.png") as image:
+        assert image.info["Description"].startswith(text)
+    assert len(layer["mean"]) == shape[1]
+
+
+def test_the_share_of_saturated_values_is_recorded_where_it_is_known(tmp_path: Path) -> None:
+    maps = {
+        "int8": dataclasses.replace(as_map("int8", noise(1, 2, 3, 4)), saturated=1 / 3),
+        "unsaturated": dataclasses.replace(as_map("unsaturated", noise(1, 2, 3, 4)), saturated=0.0),
+        "float": as_map("float", noise(1, 2, 3, 4)),
+    }
+    layers = save_pictures(dataclasses.replace(run_of({}), maps=maps), tmp_path)["pictures"][0]["layers"]
+    assert [layer.get("saturated") for layer in layers] == [0.333333, 0.0, None]
+    assert "saturated" not in layers[2]
+
+
+def parts_of(arrays: Mapping[str, NDArray[Any]], pictures: list[str], passes: list[list[str]]) -> list[Features]:
+    """The run of some pictures, cut into one part for each picture and each pass over some of the layers."""
+    parts = []
+    for layers in passes:
+        for index, picture in enumerate(pictures):
+            part = run_of({name: arrays[name][index : index + 1] for name in layers}, picture)
+            parts.append(dataclasses.replace(part, layers=tuple(arrays), first=index))
+    return parts
+
+
+LAYERS = {"conv": noise(3, 3, 4, 5), "pool": noise(3, 3, 2, 2, seed=1), "conv_2": noise(3, 7, 2, 2, seed=2)}
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1), [4, 0, 5, 1, 3, 2]])
+@pytest.mark.parametrize("passes", [[["conv", "pool"], ["conv_2"]], [["conv_2"], ["pool", "conv"]]])
+@pytest.mark.parametrize("pictures", [["a.png", "b.png", "c.png"], ["a.png", "a.jpg", "a.png"]])
+def test_parts_of_one_run_give_the_files_of_the_whole_in_any_order(
+    tmp_path: Path, pictures: list[str], passes: list[list[str]], order: slice | list[int]
+) -> None:
+    save_pictures(run_of(LAYERS, *pictures), tmp_path / "whole")
+    parts = np.array(parts_of(LAYERS, pictures, passes), dtype=object)[order].tolist()
+    save_pictures(iter(parts), tmp_path / "parts")
+    assert names(tmp_path / "parts") == names(tmp_path / "whole")
+    for name in names(tmp_path / "whole"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_parts_of_one_picture_lie_at_the_top(tmp_path: Path) -> None:
+    arrays = {name: array[:1] for name, array in LAYERS.items()}
+    record = save_pictures(iter(parts_of(arrays, ["a.png"], [["pool"], ["conv_2"], ["conv"]])), tmp_path)
+    assert names(tmp_path) == ["01-conv.png", "02-pool.png", "03-conv_2.png", "run.json"]
+    (picture,) = record["pictures"]
+    assert [layer["layer"] for layer in picture["layers"]] == ["conv", "pool", "conv_2"]
+
+
+def test_a_part_may_hold_several_pictures(tmp_path: Path) -> None:
+    save_pictures(run_of(LAYERS, "a.png", "b.png", "c.png"), tmp_path / "whole")
+    parts = []
+    for layers in (["conv", "pool"], ["conv_2"]):
+        for first, last in ((0, 2), (2, 3)):
+            part = run_of({name: LAYERS[name][first:last] for name in layers}, *["a.png", "b.png", "c.png"][first:last])
+            parts.append(dataclasses.replace(part, layers=tuple(LAYERS), first=first))
+    save_pictures(parts, tmp_path / "parts")
+    for name in names(tmp_path / "whole"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_runs_of_the_same_picture_stay_apart(tmp_path: Path) -> None:
+    arrays = {name: array[:1] for name, array in LAYERS.items()}
+    once = parts_of(arrays, ["a.png"], [["conv", "pool"], ["conv_2"]])
+    other = [dataclasses.replace(part, sha256="1" * 64) for part in once]
+    whole = [dataclasses.replace(run_of(arrays, "a.png"), layers=tuple(arrays))]
+    record = save_pictures([*once, *once, *other, *whole, *whole, run_of(arrays, "a.png")], tmp_path)
+    assert [picture["folder"] for picture in record["pictures"]] == ["a", "a_2", "a_3", "a_4", "a_5", "a_6"]
+    assert {len(picture["layers"]) for picture in record["pictures"]} == {3}
+
+
+def test_a_part_of_another_model_or_of_other_layers_begins_a_picture_of_its_own(tmp_path: Path) -> None:
+    conv = dataclasses.replace(run_of({"conv": noise(1, 1, 2, 2)}, "a.png"), layers=("conv", "pool"))
+    pool = dataclasses.replace(run_of({"pool": noise(1, 1, 2, 2)}, "a.png"), layers=("conv", "pool"))
+    other_model = dataclasses.replace(pool, sha256="1" * 64)
+    other_layers = dataclasses.replace(conv, layers=("conv", "norm"), sha256="1" * 64)
+    record = save_pictures([conv, pool, other_model, other_layers], tmp_path)
+    drawn = [[layer["layer"] for layer in picture["layers"]] for picture in record["pictures"]]
+    assert drawn == [["conv", "pool"], ["pool"], ["conv"]]
+
+
+def test_layers_that_were_left_out_are_recorded_and_keep_their_number(tmp_path: Path) -> None:
+    parts = parts_of(LAYERS, ["a.png", "b.png", "c.png"], [["conv"], ["conv_2"]])
+    parts[3] = dataclasses.replace(parts[3], left_out={"pool": "its type is unknown"})
+    record = save_pictures(parts, tmp_path)
+    assert record["left_out"] == {"pool": "its type is unknown"}
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["01-conv.png", "03-conv_2.png"]
+
+
+def test_a_picture_without_maps_beside_others_needs_a_reason(tmp_path: Path) -> None:
+    runs = [run_of({"conv": noise(1, 1, 2, 2)}, "a.png"), run_of({"conv": np.zeros((1, 1, 0, 2))}, "b.png")]
+    record = save_pictures(runs, tmp_path)
+    assert names(tmp_path) == ["a/01-conv.png", "run.json"]
+    assert [len(picture["layers"]) for picture in record["pictures"]] == [1, 0]
+    assert record["left_out"] == {"conv": "its map of shape (1, 1, 0, 2) is empty"}
+
+
+def test_the_maps_of_a_part_are_freed_before_the_next_is_asked_for(tmp_path: Path) -> None:
+    freed = []
+
+    def parts() -> Iterator[Features]:
+        for seed in range(3):
+            part = run_of({"conv": noise(1, 3, 4, 5, seed=seed)}, f"{seed}.png")
+            maps = weakref.ref(part["conv"].array)
+            yield part
+            del part
+            freed.append(maps() is None)
+
+    save_pictures(parts(), tmp_path)
+    assert freed == [True, True, True]
+
+
+MEMORY_OF_DRAWING = """
+import dataclasses, resource, sys
+from pathlib import Path
+import numpy as np
+from onnxfeat.drawing.gallery import save_pictures
+from test_gallery import as_map, run_of
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+folder, layout, *shape = sys.argv[1:]
+save_pictures(run_of({"conv": np.zeros((1, 2, 3, 4))}), Path(folder, "small"))  # what is imported and kept once
+array = np.empty([int(side) for side in shape], np.float32)
+np.random.default_rng(0).standard_normal(out=array, dtype=np.float32)
+run = dataclasses.replace(run_of({}), maps={"conv": as_map("conv", array, layout)})
+before = peak()
+save_pictures(run, Path(folder, "large"))
+print((peak() - before) / array.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak this way")
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ("NCHW", (1, 160, 500, 500)),
+        ("NCHW", (1, 1, 6400, 6250)),
+        ("NCW", (1, 8000, 5000)),
+        ("NTC", (1, 400, 100_001)),
+        ("NCDHW", (1, 10, 40, 320, 312)),
+    ],
+)
+def test_drawing_takes_little_memory_beside_the_map(tmp_path: Path, layout: str, shape: tuple[int, ...]) -> None:
+    # 160 MB of map. Levels and tiles are a quarter of it each; a copy of the map would make it more than 1.
+    arguments = [str(tmp_path), layout, *(str(side) for side in shape)]
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_DRAWING, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    )
+    assert float(result.stdout) < 0.75
 
 
 def test_a_run_that_fails_later_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from onnxfeat.drawing import pictures
+from onnxfeat.drawing.pictures import belt, grid, grid_columns, normalize, statistics, tile
 from onnxfeat.errors import PictureError
-from onnxfeat.pictures import MAX_BELT, belt, drawable, fits_belt, grid, grid_columns, normalize, statistics
 from onnxfeat.records import FeatureMap, Layer
 
 LAYER = Layer(name="conv2d", kind="conv", op_type="Conv", value="v", raw_value="v")
@@ -240,6 +241,27 @@ def test_every_element_type_is_normalized_alike(dtype: type) -> None:
     assert normalize(array).tolist() == [[[[64, 192, 192, 64]]]]
 
 
+@pytest.mark.parametrize("block", [1, 7, 20, 60, 10**6])
+def test_maps_are_normalized_alike_in_blocks_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = noise(2, 5, 4, 5)
+    array[0, 1] = 3
+    array[0, 2, 1, :3] = np.nan, np.inf, -np.inf
+    array[1, 4] = np.nan
+    monkeypatch.setattr(pictures, "_BLOCK", block)  # 20 cells a channel: parts of channels, one, three, all
+    levels, found = normalize(array), statistics(array)
+    finite = np.isfinite(array)
+    np.testing.assert_array_equal(found.not_finite, (~finite).sum(axis=(2, 3)))
+    assert np.argwhere(found.constant).tolist() == [[0, 1]]
+    for n, c in np.ndindex(2, 5):
+        values = array[n, c][finite[n, c]].astype(np.float64)
+        assert found.mean[n, c] == pytest.approx(values.mean() if values.size else 0, abs=1e-6)
+        assert found.deviation[n, c] == pytest.approx(values.std() if values.size else 0, abs=1e-6)
+        expected = reference_levels(values.reshape(1, 1, -1))[0, 0] if values.size else values
+        assert np.abs(levels[n, c][finite[n, c]].astype(int) - expected).max(initial=0) <= 1
+    assert levels[0, 2, 1, :3].tolist() == [0, 255, 0]
+    assert (levels[1, 4] == 0).all()
+
+
 def test_statistics_are_population_mean_and_deviation_in_the_units_of_the_map() -> None:
     array = noise(2, 3, 20, 30) * 7 + 3
     found = statistics(array)
@@ -328,6 +350,11 @@ def test_belt_puts_the_first_channel_left() -> None:
     assert belt(array).tolist() == [[10] * 3 + [20] * 3 + [30] * 3] * 2
 
 
+def test_tiles_are_contiguous_so_that_a_writer_need_not_copy_them() -> None:
+    for gap in (0, 1, 3):
+        assert tile(np.zeros((7, 4, 5), dtype=np.uint8), 3, gap).flags.c_contiguous
+
+
 def test_belt_of_floats_is_normalized() -> None:
     array = noise(1, 4, 3, 5)
     assert (untile_belt(belt(array), 4) == normalize(array)[0]).all()
@@ -349,7 +376,7 @@ def test_a_picture_outside_the_batch_is_refused(index: int) -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 4), (0, 1, 2, 2), (1, 0, 2, 2), (1, 1, 0, 2), (1, 1, 2, 0)])
 def test_arrays_without_maps_are_refused(shape: tuple[int, ...]) -> None:
-    for function in (normalize, statistics, belt, grid, fits_belt):
+    for function in (normalize, statistics, belt, grid):
         with pytest.raises(PictureError, match=r"holds no feature maps: pass \(N, C, H, W\).*array\[None\]"):
             function(np.zeros(shape))
 
@@ -377,35 +404,6 @@ def test_grids_have_between_one_and_all_channels_in_a_row(channels: int, height:
 def test_grids_are_about_three_to_two(channels: int, side: int) -> None:
     tiled = grid(np.zeros((1, channels, side, side), dtype=np.uint8))
     assert tiled.shape[1] / tiled.shape[0] == pytest.approx(1.5, rel=0.15)
-
-
-def test_a_belt_fits_up_to_its_greatest_width() -> None:
-    assert fits_belt(np.zeros((1, MAX_BELT // 2, 1, 2)))
-    assert not fits_belt(np.zeros((1, MAX_BELT + 1, 1, 1)))
-    assert not fits_belt(np.zeros((1, 3, 9, 2)), 5)
-
-
-def test_a_map_with_rows_and_columns_is_drawable_as_it_is() -> None:
-    feature_map = as_map(noise(2, 3, 4, 5))
-    assert drawable(feature_map) is feature_map
-
-
-@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 1), (2, 5, 1, 1), (2, 5, 1, 1, 1)])
-def test_one_number_a_channel_becomes_one_row(shape: tuple[int, ...]) -> None:
-    values = noise(*shape)
-    shown = drawable(as_map(values))
-    assert shown.shape == (2, 1, 1, 5)
-    assert shown.name == "conv2d"
-    assert (shown.array[:, 0, 0] == values.reshape(2, 5)).all()
-    assert (normalize(shown) != 128).any()  # beside each other the channels have contrast
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 7), (1, 2, 3, 4, 5)])
-def test_maps_with_one_or_three_spatial_axes_are_no_pictures(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        PictureError, match=r"layer 'conv2d' has shape .* two spatial axes; take its numbers from `array`"
-    ):
-        drawable(as_map(np.zeros(shape)))
 
 
 @pytest.mark.parametrize("dtype", [complex, "<U3", object])

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from onnxfeat.drawing.arrangements import arrange
+from onnxfeat.drawing.pictures import belt, grid, grid_columns
+from onnxfeat.drawing.plots import plot
 from onnxfeat.errors import PictureError
-from onnxfeat.pictures import belt, grid, grid_columns
-from onnxfeat.plots import plot
 from onnxfeat.records import FeatureMap, Layer
 
 
@@ -24,8 +25,8 @@ def closed_figures() -> Iterator[None]:
     pyplot.close("all")
 
 
-def as_map(array: NDArray[Any], name: str = "conv2d") -> FeatureMap:
-    layer = Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v")
+def as_map(array: NDArray[Any], name: str = "conv2d", layout: str | None = None) -> FeatureMap:
+    layer = Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v", layout=layout)
     return FeatureMap(layer=layer, array=np.array(array, dtype=np.float32))
 
 
@@ -178,10 +179,76 @@ def test_a_picture_outside_the_batch_is_refused_without_a_figure() -> None:
     assert pyplot.get_fignums() == []
 
 
-def test_a_map_that_is_no_picture_is_refused_without_a_figure() -> None:
-    with pytest.raises(PictureError, match="layer 'conv2d' has shape"):
-        plot(as_map(noise(1, 2, 3)))
+@pytest.mark.parametrize("shape", [(1, 2, 0), (1, 2, 3, 4, 5, 6)])
+def test_a_map_that_is_no_picture_is_refused_without_a_figure(shape: tuple[int, ...]) -> None:
+    with pytest.raises(PictureError, match=r"layer 'conv2d' can't be drawn: its map .*; take its numbers from `array`"):
+        plot(as_map(np.zeros(shape)))
     assert pyplot.get_fignums() == []
+
+
+def test_few_channels_with_one_spatial_axis_are_lines_in_units_of_their_deviation() -> None:
+    array = noise(2, 16, 50) * np.arange(1, 17)[:, None] + 7
+    figure = plot(as_map(array, "eeg"), index=1)
+    (axes,) = figure.get_axes()
+    lines = axes.get_lines()
+    assert axes.get_images() == []
+    assert axes.get_title() == "eeg (16 channels, in units of the standard deviation of each)"
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [str(channel) for channel in range(16)]
+    for channel, line in enumerate(lines):
+        values = array[1, channel].astype(np.float64)
+        zero = axes.get_yticks()[channel]
+        np.testing.assert_allclose(line.get_ydata() - zero, (values - values.mean()) / values.std(), atol=1e-4)
+    assert len(lines) == 16
+    assert (np.diff(axes.get_yticks()) < 0).all()  # the first channel is at the top
+    assert rendered(figure).shape[1] == 2000
+
+
+def test_lines_have_gaps_where_values_are_not_finite_and_are_flat_where_constant() -> None:
+    array = noise(1, 3, 9)
+    array[0, 0, 4] = np.inf
+    array[0, 1] = 5
+    array[0, 2] = np.nan
+    lines = plot(as_map(array)).get_axes()[0].get_lines()
+    first, second, third = (np.asarray(line.get_ydata()) for line in lines)
+    assert np.nonzero(np.isnan(first))[0].tolist() == [4]
+    assert len(set(second)) == 1
+    assert np.isnan(third).all()
+
+
+def test_many_channels_with_one_spatial_axis_are_a_strip_whose_axes_count_channels_and_cells() -> None:
+    maps = as_map(noise(1, 17, 100), "speech")
+    figure = plot(maps, max_belt=40)
+    axes, image = drawn_by(figure)
+    assert axes.get_title() == "speech (17 channels, one a row, each pixel is the mean of 3 cells)"
+    np.testing.assert_array_equal(image.get_array(), arrange(maps, max_belt=40).levels)
+    assert list(image.get_extent()) == [-0.5, 34 * 3 - 0.5, 16.5, -0.5]
+    assert rendered(figure).shape[1] == 2000
+
+
+def test_lines_too_long_to_be_seen_are_a_strip() -> None:
+    axes, _ = drawn_by(plot(as_map(noise(1, 1, 41)), max_belt=40))
+    assert axes.get_title() == "conv2d (1 channel, one a row, each pixel is the mean of 2 cells)"
+
+
+def test_volumes_are_drawn_as_slices_and_the_title_says_which_part() -> None:
+    maps = as_map(noise(1, 3, 32, 5, 6))
+    axes, image = drawn_by(plot(maps))
+    assert axes.get_title() == "conv2d (3 channels in rows of 1, 16 of 32 slices)"
+    np.testing.assert_array_equal(image.get_array(), arrange(maps).levels)
+
+
+@pytest.mark.parametrize("shape", [(1, 512, 2, 7, 7), (1, 2048, 3), (1, 1, 2, 4000, 2), (1, 70000, 2)])
+def test_figures_of_narrow_pictures_can_be_saved(shape: tuple[int, ...]) -> None:
+    figure = plot(as_map(np.zeros(shape)))
+    assert figure.get_size_inches()[1] <= 40
+    assert rendered(figure).shape[1] == 2000
+
+
+def test_tokens_are_drawn_as_maps_without_those_before_them() -> None:
+    array = noise(1, 4, 1 + 9)
+    axes, image = drawn_by(plot(as_map(array, "blocks.0", "NTC")))
+    assert axes.get_title() == "blocks.0 (first token left out)"
+    np.testing.assert_array_equal(image.get_array(), belt(array[:, :, 1:].reshape(1, 4, 3, 3)))
 
 
 def test_axes_that_were_removed_are_refused() -> None:

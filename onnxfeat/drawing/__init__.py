@@ -1,0 +1,1 @@
+"""Make pictures of feature maps: gray levels, arrangements, PNG files, matplotlib figures."""
