@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxfeat.converter import convert_keras
+    from onnxfeat.drawing.gallery import save_pictures
+    from onnxfeat.drawing.pictures import belt, grid, normalize, statistics
+    from onnxfeat.drawing.plots import plot
     from onnxfeat.errors import (
         ConversionError,
         LayerError,
@@ -21,13 +24,11 @@ if TYPE_CHECKING:
         PictureError,
         ProviderError,
     )
-    from onnxfeat.exposure import expose
-    from onnxfeat.extractor import FeatureExtractor
-    from onnxfeat.gallery import save_pictures
-    from onnxfeat.inventory import list_layers
-    from onnxfeat.pictures import belt, grid, normalize, statistics
-    from onnxfeat.plots import plot
-    from onnxfeat.records import Conversion, FeatureMap, Features, Layer, Preprocessing
+    from onnxfeat.layers.inventory import list_layers
+    from onnxfeat.records import Check, Conversion, FeatureMap, Features, Layer, Preprocessing
+    from onnxfeat.running.exposure import expose
+    from onnxfeat.running.extractor import FeatureExtractor
+    from onnxfeat.running.proof import check
 
 __version__ = "0.1.0"
 
@@ -43,13 +44,14 @@ _HOMES = {
         "PictureError",
         "ProviderError",
     ),
-    "exposure": ("expose",),
-    "extractor": ("FeatureExtractor",),
-    "gallery": ("save_pictures",),
-    "inventory": ("list_layers",),
-    "pictures": ("belt", "grid", "normalize", "statistics"),
-    "plots": ("plot",),
-    "records": ("Conversion", "FeatureMap", "Features", "Layer", "Preprocessing"),
+    "running.exposure": ("expose",),
+    "running.extractor": ("FeatureExtractor",),
+    "drawing.gallery": ("save_pictures",),
+    "layers.inventory": ("list_layers",),
+    "drawing.pictures": ("belt", "grid", "normalize", "statistics"),
+    "drawing.plots": ("plot",),
+    "running.proof": ("check",),
+    "records": ("Check", "Conversion", "FeatureMap", "Features", "Layer", "Preprocessing"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -58,12 +60,14 @@ __all__ = [  # noqa: RUF022  # in the order of use
     "list_layers",
     "expose",
     "FeatureExtractor",
+    "check",
     "normalize",
     "statistics",
     "belt",
     "grid",
     "plot",
     "save_pictures",
+    "Check",
     "Conversion",
     "FeatureMap",
     "Features",

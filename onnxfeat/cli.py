@@ -5,22 +5,30 @@ stdout is data, stderr is talk and progress. Exit codes: 0 done, 1 a model, pict
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
 from onnxfeat import __version__
-from onnxfeat.colormaps import Colormap
-from onnxfeat.errors import ModelError, OnnxfeatError, OutputError
-from onnxfeat.records import DEFAULT_OPSET, ColorOrder, Interpolation, Layer, Provider
+from onnxfeat.drawing.colormaps import Colormap
+from onnxfeat.errors import ModelError
+from onnxfeat.records import DEFAULT_OPSET, ColorOrder, Interpolation, Provider, Weights
+from onnxfeat.terminal import (
+    errors_told,
+    print_check,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+    say,
+    stages,
+    summary,
+    verdict,
+)
 
 app = typer.Typer(
     help="See what a convolutional network sees, from its ONNX file alone.",
@@ -45,6 +53,18 @@ Layers = Annotated[
         "Default: every conv and pool layer with a picture (layers also lists those of 1 x 1).",
         show_default=False,
     ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=VALUE",
+        help="Value of an input that does not take the picture: a number or a .npy file. Can be repeated.",
+        show_default=False,
+    ),
+]
+MaxBytes = Annotated[
+    str, typer.Option(metavar="SIZE", help="Memory for maps, such as 512MB; what needs more runs in several passes.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -109,29 +129,29 @@ def convert(
 
     The preprocessing is stored in the file; unless told otherwise it is Keras's own: load_img (nearest) and 1/255.
     """
-    with _errors(debug):
+    with errors_told(debug):
         from onnxfeat.converter import convert_keras
 
         changes = _changes(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
-        with _stages(quiet) as tell:
+        with stages(quiet) as tell:
             conversion = convert_keras(
                 model, output, preprocessing=changes, opset=opset, overwrite=overwrite, progress=tell
             )
         worst = conversion.worst
         for note in conversion.notes:
-            _say(quiet, f"note: {note}")
+            say(quiet, f"note: {note}")
         if conversion.absent:
             names = ", ".join(conversion.absent)
-            _say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} of the layers: {names}")
-        _say(
+            say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} of the layers: {names}")
+        say(
             quiet,
             f"{len(conversion.layers)} layers and outputs compared with Keras in {conversion.seconds:.0f} s: largest "
             f"error {worst.error:.1e} of the range, in {worst.name} (its rounding noise in Keras: {worst.noise:.1e})",
         )
         if as_json:
-            _print_json({"schema_version": 1, **conversion.to_json()})
+            print_json({"schema_version": 1, **conversion.to_json()})
         else:
-            _print(str(conversion.path))
+            print_line(str(conversion.path))
 
 
 @app.command("layers", epilog="Example: onnxfeat layers model.onnx --layers 'kind:conv,!*_expand'")
@@ -139,20 +159,22 @@ def list_(
     model: Model,
     layers: Layers = None,
     as_json: AsJson = False,
-    quiet: Quiet = False,  # noqa: ARG001  # a common option; there is nothing to be quiet about
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """List the layers of a model in order of execution: name, operator, shape, what a cell sees."""
-    with _errors(debug):
-        from onnxfeat.exposure import picture_input
-        from onnxfeat.extractor import choose_preprocessing
-        from onnxfeat.graph import read_graph
-        from onnxfeat.inventory import all_layers, list_layers
+    with errors_told(debug):
+        from onnxfeat.graph.reading import read_graph
+        from onnxfeat.layers.inventory import all_layers, list_layers
+        from onnxfeat.running.exposure import picture_input
+        from onnxfeat.running.images import choose_preprocessing
 
         graph = read_graph(model)
         listed = list_layers(graph, layers)
         if not as_json:
-            _print_table(listed, [layer.name for layer in all_layers(graph) if layer.kind in ("conv", "pool")])
+            for sentence in graph.hidden:
+                say(quiet, f"not listed: {sentence}")
+            print_table(listed, [layer.name for layer in all_layers(graph) if layer.kind in ("conv", "pool")])
             return
         document: dict[str, Any] = {"schema_version": 1, "model": {"file": model.name, "sha256": graph.sha256}}
         try:
@@ -160,10 +182,11 @@ def list_(
         except ModelError as error:  # its layers can be listed all the same
             document.update(input=None, input_problem=str(error), preprocessing=None)
         else:
-            preprocessing, source = choose_preprocessing(None, graph.document, target)
+            preprocessing, source = choose_preprocessing(None, graph.document.preprocessing, target)
             document.update(input=target.to_json(), preprocessing={**preprocessing.to_json(), "source": source})
+        document["hidden"] = list(graph.hidden)
         document["layers"] = [layer.to_json() for layer in listed]
-        _print_json(document)
+        print_json(document)
 
 
 @app.command(epilog="Example: onnxfeat expose model.onnx -o layers.onnx --layers 'conv2d*'")
@@ -172,22 +195,29 @@ def expose(
     output: OutFile,
     layers: Layers = None,
     cut: Annotated[bool, typer.Option("--cut/--no-cut", help="Leave out what the layers do not need.")] = True,
+    weights: Annotated[
+        Weights,
+        typer.Option(help="Weights in other files: refer to the same, carry them in one, or what can be."),
+    ] = "auto",
+    inputs: Inputs = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write an ONNX file whose outputs are the chosen layers."""
-    with _errors(debug):
-        from onnxfeat.exposure import expose as expose_layers
+    with errors_told(debug):
+        from onnxfeat.running.exposure import expose as expose_layers
 
-        exposed = expose_layers(model, output, layers=layers, cut=cut, overwrite=overwrite)
+        exposed = expose_layers(
+            model, output, layers=layers, cut=cut, inputs=_inputs(inputs) or (), weights=weights, overwrite=overwrite
+        )
         size = output.stat().st_size
-        _say(quiet, f"exposed {len(exposed)} layers; {model.stat().st_size:,} bytes became {size:,}")
+        say(quiet, f"exposed {len(exposed)} layers; {model.stat().st_size:,} bytes became {size:,}")
         if as_json:
-            _print_json({"schema_version": 1, "path": str(output), "layers": [layer.to_json() for layer in exposed]})
+            print_json({"schema_version": 1, "path": str(output), "layers": [layer.to_json() for layer in exposed]})
         else:
-            _print(str(output))
+            print_line(str(output))
 
 
 @app.command(epilog="Example: onnxfeat draw model.onnx cat.jpg -o maps --layers 'conv2d*'")
@@ -204,6 +234,11 @@ def draw(
     layers: Layers = None,
     provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
     colormap: Annotated[Colormap, typer.Option(help="Colors of the pictures.")] = "viridis",
+    inputs: Inputs = None,
+    max_bytes: MaxBytes = "1GiB",
+    check_too: Annotated[
+        bool, typer.Option("--check", help="Prove on the first picture that watching changes nothing (see check).")
+    ] = False,
     size: Size = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -219,24 +254,107 @@ def draw(
 
     Pictures are prepared as the model's metadata say, else resized to the input, RGB, times 1/255.
     """
-    with _errors(debug):
+    with errors_told(debug):
         logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
-        from onnxfeat.extractor import FeatureExtractor
-        from onnxfeat.gallery import save_pictures
+        from onnxfeat.drawing.gallery import save_pictures
+        from onnxfeat.running.extractor import FeatureExtractor
 
         changes = _changes(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
-        extractor = FeatureExtractor(model, layers=layers, provider=provider, preprocessing=changes)
-        with _progress(quiet, "drawing", len(images) * len(extractor.layers)) as advance:
-            runs = (extractor(image) for image in images)
-            record = save_pictures(runs, output, colormap=colormap, overwrite=overwrite, progress=lambda _: advance())
-        for line in _summary(record):
-            _say(quiet, line)
+        given = _inputs(inputs)
+        extractor = FeatureExtractor(
+            model, layers=layers, provider=provider, preprocessing=changes, inputs=given, max_bytes=max_bytes
+        )
+        checked = None
+        if check_too:
+            from onnxfeat.running.proof import check as check_model
+
+            with stages(quiet) as tell:
+                checked = check_model(
+                    model,
+                    images[0],
+                    layers=layers,
+                    provider=provider,
+                    preprocessing=changes,
+                    inputs=given,
+                    max_bytes=max_bytes,
+                    progress=tell,
+                )
+        pictures = list(images)
+        with progress(quiet, "drawing", len(pictures) * len(extractor.layers)) as advance:
+            record = save_pictures(
+                extractor.stream(pictures),
+                output,
+                colormap=colormap,
+                overwrite=overwrite,
+                progress=lambda _: advance(),
+                facts={} if checked is None else {"check": checked.to_json()},
+            )
+        for line in (*extractor.hidden, *summary(record)):
+            say(quiet, line)
+        if checked is not None:
+            for line in verdict(checked):
+                say(quiet, line)
         if as_json:
-            _print_json(record)
+            print_json(record)
         else:
             for picture in record["pictures"]:
                 for layer in picture["layers"]:
-                    _print(str(output / layer["file"]))
+                    print_line(str(output / layer["file"]))
+        if checked is not None and not checked.passed:
+            raise typer.Exit(1)
+
+
+@app.command(epilog="Example: onnxfeat check model.onnx cat.jpg")
+def check(
+    model: Model,
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[IMAGE]", help="A picture or .npy array; without, noise.", readable=False, show_default=False
+        ),
+    ] = None,
+    layers: Layers = None,
+    provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
+    inputs: Inputs = None,
+    max_bytes: MaxBytes = "1GiB",
+    size: Size = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    color: Color = None,
+    interpolation: Resize = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prove that watching a model does not change it: run it untouched and exposed, and compare.
+
+    Exit code 1 when an output or a layer moves by more than rounding.
+    """
+    with errors_told(debug):
+        logging.getLogger("onnxfeat").setLevel(logging.ERROR)
+        from onnxfeat.running.proof import check as check_model
+
+        changes = _changes(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
+        with stages(quiet) as tell:
+            found = check_model(
+                model,
+                image,
+                layers=layers,
+                provider=provider,
+                preprocessing=changes,
+                inputs=_inputs(inputs),
+                max_bytes=max_bytes,
+                progress=tell,
+            )
+        for line in verdict(found):
+            say(quiet, line)
+        if as_json:
+            print_json({"schema_version": 1, **found.to_json()})
+        else:
+            print_check(found)
+        if not found.passed:
+            raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -273,6 +391,23 @@ def _changes(
     return {name: value for name, value in fields.items() if value is not None} or None
 
 
+def _inputs(texts: list[str] | None) -> dict[str, Any] | None:
+    """Return input name to number or path, from `NAME=NUMBER` and `NAME=FILE.npy`."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise typer.BadParameter(f"{text!r} is not of the form NAME=NUMBER or NAME=FILE.npy", param_hint="--input")
+        try:
+            found[name] = int(value)
+        except ValueError:
+            try:
+                found[name] = float(value)
+            except ValueError:
+                found[name] = {"true": True, "false": False}.get(value.lower(), Path(value))
+    return found or None
+
+
 def _numbers(text: str, option: str, most: int) -> tuple[float, ...]:
     try:
         numbers = tuple(_quotient(part) for part in text.split(","))
@@ -295,147 +430,3 @@ def _size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise typer.BadParameter(f"{text!r} is not a height and width such as 224x224 or 224", param_hint="--size")
     return int(sides[0]), int(sides[-1])
-
-
-def _summary(record: dict[str, Any]) -> Iterator[str]:
-    """Yield what a person should know about a run: provider, preprocessing, and what the pictures can't show."""
-    provider, preprocessing = record["provider"], record["preprocessing"]
-    note = f" ({provider['note']})" if provider["note"] else ""
-    yield f"ran on {provider['got'].removesuffix('ExecutionProvider')}{note}"
-    size = "x".join(str(side) for side in preprocessing["size"] or ()) or "the input's size"
-    ready = [picture["picture"] for picture in record["pictures"] if picture["preprocessed"]]
-    if ready:
-        yield f"taken as preprocessed already: {', '.join(ready)}"
-    if len(ready) < len(record["pictures"]):
-        yield (
-            f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
-            f"{preprocessing['interpolation']}, times {preprocessing['scale']:.6g}, minus "
-            f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
-        )
-    layers = [layer for picture in record["pictures"] for layer in picture["layers"]]
-    channels = sum(layer["channels"] for layer in layers)
-    constant = sum(len(layer["constant_channels"]) for layer in layers)
-    yield f"layers drawn: {len(layers)}, channels: {channels:,}, of them constant (flat): {constant:,}"
-    broken = [layer for layer in layers if layer["not_finite_values"]]
-    if broken:
-        count = sum(layer["not_finite_values"] for layer in broken)
-        yield f"{count:,} values are NaN or infinite, in {', '.join(sorted({layer['layer'] for layer in broken}))}"
-    grids = list(dict.fromkeys(layer["layer"] for layer in layers if layer["arrangement"] == "grid"))
-    if grids:
-        yield f"too wide for one row, drawn as grids: {', '.join(grids)}"
-
-
-def _listed(numbers: list[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
-
-
-def _print_table(layers: Sequence[Layer], positions: Sequence[str]) -> None:
-    """Print one line a layer; columns are aligned, missing facts are a dash."""
-    head = ("#", "name", "kind", "operator", "activation", "channels", "size", "stride", "sees", "source")
-    rows = [head, *(_row(layer, positions) for layer in layers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _row(layer: Layer, positions: Sequence[str]) -> tuple[str, ...]:
-    return (
-        str(positions.index(layer.name)) if layer.name in positions else "-",
-        layer.name,
-        "vector" if layer.is_vector else layer.kind,
-        layer.op_type,
-        layer.activation or "-",
-        str(layer.channels or "-"),
-        _sides(layer.spatial),
-        _sides(layer.reduction),
-        "all" if layer.reduction and layer.receptive_field is None else _sides(layer.receptive_field),
-        layer.source or "-",
-    )
-
-
-def _sides(sides: Sequence[object] | None) -> str:
-    return "x".join(f"{side:g}" if isinstance(side, float) else str(side or "?") for side in sides or ()) or "-"
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)  # noqa: T201  # stdout is data
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop(sys.stdout)
-        raise OutputError(
-            f"stdout can't be written: {error.strerror}; free some space or choose another place"
-        ) from error
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    _print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _say(quiet: bool, text: str) -> None:
-    if quiet or sys.stderr is None:  # None where the caller closed it
-        return
-    try:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is talk
-    except OSError:  # talk that nobody can hear is no reason to fail
-        _drop(sys.stderr)
-
-
-def _drop(stream: TextIO) -> None:
-    """Send what a stream still holds nowhere, so that Python does not fail on it when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _on_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
-@contextlib.contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """Turn errors into one sentence on stderr and exit code 1."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        _drop(sys.stdout)
-        raise typer.Exit(0) from None
-    except OnnxfeatError as error:
-        if debug:
-            raise
-        _say(False, f"onnxfeat: {error}")
-        raise typer.Exit(1) from error
-    except (OSError, MemoryError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        if debug:
-            raise
-        _say(
-            False,
-            f"onnxfeat: unexpected {type(error).__name__}: {error}; this is a fault of onnxfeat: please report it with "
-            f"what --debug prints",
-        )
-        raise typer.Exit(1) from error
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on a terminal; give the function that moves it on by one."""
-    if quiet or not _on_terminal():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
-
-
-@contextlib.contextmanager
-def _stages(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Show the stage that runs on a terminal; give the function that names the next one."""
-    if quiet or not _on_terminal():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield status.update

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from onnxfeat import FeatureExtractor, expose, list_layers
-from onnxfeat.errors import LayerError, ModelError, OutputError
-from onnxfeat.exposure import exposed_model, picture_input, with_outputs
-from onnxfeat.graph import read_graph
-from onnxfeat.inventory import all_layers
+from onnxfeat.errors import LayerError, ModelError, OutputError, PictureError
+from onnxfeat.graph.reading import read_graph
+from onnxfeat.layers.inventory import all_layers
 from onnxfeat.metadata import KEY, Document, MappedLayer, read_document
 from onnxfeat.records import ModelInput, Preprocessing
+from onnxfeat.running.exposure import exposed_model, picture_input, with_outputs
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 3, 3, 3)).astype(np.float32)
 PICTURE = np.random.default_rng(1).normal(size=(1, 3, 16, 16)).astype(np.float32)
@@ -303,18 +303,30 @@ def test_an_input_that_the_layers_do_not_need_is_cut_off(tmp_path: Path) -> None
         (
             "a = Conv(x, w1) b = Conv(z, w2) y = Concat<axis = 1>(a, b)",
             "float[1,3,16,16] x, float[1,3,16,16] z",
-            r"<memory> wants 2 inputs \('x' \(1, 3, 16, 16\), 'z' \(1, 3, 16, 16\)\), a picture needs exactly one, of "
-            r"rank 4: use a model that takes one picture",
+            r"<memory> wants 2 inputs \('x' float32 \(1, 3, 16, 16\), 'z' float32 \(1, 3, 16, 16\)\), of which 2 take "
+            r"a picture, and one must: give the others values of their own, --input NAME=NUMBER or --input NAME=FILE",
         ),
-        ("y = Conv(x, w1)", "float[1,3,16] x", r"wants 1 inputs \('x' \(1, 3, 16\)\), a picture needs exactly one"),
-        ("y = MaxPool<kernel_shape = [2]>(x)", "int64 x", r"wants 1 inputs \('x' \(\)\), a picture"),
-        ("y = RandomNormal<shape = [1, 3, 4, 4]>()", "float[1,3,4,4] x", r"wants 0 inputs"),
+        (
+            "c = Conv(x, w1) y = Conv(c, z)",
+            "float[1,3,16] x, float[3,3,4] z",
+            r"wants 2 inputs \('x' float32 \(1, 3, 16\), 'z' float32 \(3, 3, 4\)\), of which 0 take a picture",
+        ),
+        (
+            "r = RandomNormal<shape = [1, 3, 4, 4]>() y = Conv(r, w1)",
+            "float[1,3,4,4] x",
+            r"wants 0 inputs \(none that is left\)",
+        ),
     ],
 )
-def test_a_model_that_does_not_take_one_picture_is_refused(nodes: str, inputs: str, message: str) -> None:
-    graph = read_graph(network(nodes, inputs))
+def test_a_model_that_does_not_take_one_picture_is_refused(
+    nodes: str, inputs: str, message: str, tmp_path: Path
+) -> None:
+    model = network(nodes, inputs)
     with pytest.raises(ModelError, match=message):
-        exposed_model(graph, all_layers(graph))
+        FeatureExtractor(model, layers="kind:any", provider="cpu")
+    expose(model, tmp_path / "e.onnx", layers="kind:any")  # whoever runs the file can say which input it is
+    with pytest.raises(ModelError, match=message.replace("<memory>", ".*e.onnx")):
+        FeatureExtractor(tmp_path / "e.onnx", provider="cpu")
 
 
 def test_an_input_of_unknown_shape_is_taken_for_a_picture() -> None:
@@ -325,25 +337,30 @@ def test_an_input_of_unknown_shape_is_taken_for_a_picture() -> None:
 
 
 def test_inputs_of_unknown_shape_are_told_as_such() -> None:
-    model = network("a = Conv(x, w1) y = Mul(a, z)", "float[1,3,16,16] x, float z")
+    model = network("a = Conv(x, w1) y = Mul(a, z)", "float[1,3,16] x, float z")
     model.graph.input[1].type.tensor_type.ClearField("shape")
-    with pytest.raises(ModelError, match=r"wants 2 inputs \('x' \(1, 3, 16, 16\), 'z' of unknown shape\)"):
+    with pytest.raises(ModelError, match=r"wants 2 inputs \('x' float32 \(1, 3, 16\), 'z' float32 of unknown shape\)"):
         picture_input(read_graph(model))
 
 
-def test_an_input_of_a_type_that_numpy_lacks_is_refused() -> None:
+def test_an_input_of_a_type_that_nobody_knows_is_refused_when_it_is_fed() -> None:
     model = network("y = Conv(x, w1)")
     model.graph.input[0].type.tensor_type.elem_type = 99
-    with pytest.raises(ModelError, match="input 'x'"):
-        picture_input(read_graph(model))
+    assert picture_input(read_graph(model)).dtype == "unknown"
+    with pytest.raises(PictureError, match="the input 'x' takes values of type unknown, not the numbers of a picture"):
+        FeatureExtractor(model, provider="cpu")
 
 
-def test_an_input_of_unknown_shape_before_a_conv_over_lines_is_refused() -> None:
-    model = network("y = Conv(x, k)")
-    model.graph.input[0].type.tensor_type.ClearField("shape")
+def test_the_input_of_a_network_over_lines_has_their_axes() -> None:
+    model = network("y = Conv(x, k)", "float[1,3,16] x")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 3, 5), np.float32), "k"))
-    with pytest.raises(ModelError, match="uses its input 'x' as NCW, a picture is NCHW or NHWC"):
-        picture_input(read_graph(model))
+    assert picture_input(read_graph(model)) == ModelInput(name="x", shape=(1, 3, 16), layout="NCW", dtype="float32")
+
+
+def test_the_input_that_is_no_picture_is_given_apart() -> None:
+    graph = read_graph(network("c = Conv(x, w1) y = Mul(c, z)", "float[1,3,16,16] x, float[1,3,14,14] z"))
+    assert picture_input(graph, given=["z"]).name == "x"
+    assert picture_input(graph, given=["x"]).name == "z"
 
 
 def test_an_exposed_file_gives_all_that_it_exposes_unless_told_otherwise(models: Path, tmp_path: Path) -> None:

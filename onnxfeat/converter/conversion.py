@@ -21,11 +21,12 @@ import onnx.numpy_helper
 from onnxfeat.converter.keras_models import Call, TracedModel, import_keras, load_model, reason_of, trace
 from onnxfeat.converter.verification import compare, refuse_disagreement
 from onnxfeat.errors import ConversionError, quote
-from onnxfeat.exposure import picture_input, store, with_outputs
 from onnxfeat.files import refuse_existing, whole_file
-from onnxfeat.graph import Graph, axis_order, names_used, numbers, read_graph, subgraphs
+from onnxfeat.graph.flattening import names_used, subgraphs
+from onnxfeat.graph.reading import Graph, axis_order, numbers, read_graph
 from onnxfeat.metadata import Document, MappedLayer
 from onnxfeat.records import CHANNELS, DEFAULT_OPSET, Conversion, ModelInput, Preprocessing
+from onnxfeat.running.exposure import picture_input, store, with_outputs
 
 
 def convert_keras(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.errors import ConversionError, MissingPackageError
-from onnxfeat.layouts import CHANNELS_FIRST, CHANNELS_LAST
+from onnxfeat.graph.layouts import CHANNELS_FIRST, CHANNELS_LAST
 from onnxfeat.records import Kind
 
 _DISTURBANCE = 4  # units in the last place

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from onnxfeat.converter.keras_models import TracedModel, reason_of, run_in_keras
 from onnxfeat.errors import ConversionError, ModelError
-from onnxfeat.exposure import with_outputs
-from onnxfeat.extractor import open_session
-from onnxfeat.graph import read_graph
+from onnxfeat.graph.reading import read_graph
 from onnxfeat.metadata import MappedLayer
 from onnxfeat.records import LayerAgreement, Preprocessing
+from onnxfeat.running.exposure import with_outputs
+from onnxfeat.running.runtime import open_session
 
 TOLERANCE = 1e-4
 """Largest error relative to a layer's range that passes without looking at the layer's own noise."""

@@ -1,0 +1,439 @@
+"""Run a model and collect the maps of its layers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfeat.errors import LayerError, ModelError, PictureError, ProviderError, quote
+from onnxfeat.files import contains, sha256_of
+from onnxfeat.layers.selection import select
+from onnxfeat.metadata import Document, read_document
+from onnxfeat.records import (
+    FeatureMap,
+    Features,
+    Layer,
+    ModelInput,
+    Plan,
+    Preprocessing,
+    Provider,
+)
+from onnxfeat.running.images import (
+    Picture,
+    choose_preprocessing,
+    is_preprocessed,
+    load_samples,
+    names_of,
+    shape_of,
+)
+from onnxfeat.running.maps import map_of, why_no_map
+from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, readable
+from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxfeat.graph.reading import Graph
+
+_LEAST_INPUT = 1 << 28  # bytes that a picture may take as input whatever the budget for maps
+
+
+class FeatureExtractor:
+    """A model that is ready to give the maps of chosen layers, for any number of pictures.
+
+    The graph is cut behind the last chosen layer, so that early layers cost little. A file that `expose` wrote runs
+    as it is, without the onnx package.
+
+    Args:
+        model: Path of an ONNX file, its bytes, or a parsed model (which is not changed).
+        layers: Selection (see `onnxfeat.layers.selection`); None takes all conv and pool layers with a picture, of a
+            file that `expose` wrote all that it exposes.
+        provider: `cpu`; `cuda`, an error if it can't run; or `auto`, CUDA if it runs, else CPU with a logged warning.
+        preprocessing: How pictures become the model's input; None takes what the model's metadata say, else resizing
+            to the input, RGB, 1/255. A mapping such as `{"scale": 1.0}` changes single fields of that.
+        inputs: Values for the inputs that do not take the picture, by name: a number, an array, or the path of a
+            `.npy` file.
+        max_bytes: Bytes that the maps in memory may take, as a number or as text such as `512MB`. What needs more runs
+            in several passes (see `stream`).
+
+    Attributes:
+        layers: The chosen layers in order of execution.
+        left_out: Name of each chosen layer that can't be extracted, and the reason.
+        hidden: Sentences about layers of the model that can't be seen at all, and why.
+        input: The model's input.
+        provider: Which execution provider was asked for and which one runs.
+        preprocessing: How pictures are prepared.
+        preprocessing_source: Who said so: `caller`, `model` or `default`, and which fields the caller changed.
+        sha256: SHA-256 of the model.
+        max_bytes: The budget, in bytes.
+
+    Raises:
+        ModelError: The model can't be read or run, or wants inputs that nobody gave.
+        LayerError: The selection names nothing in the model, or none of what it names can be extracted.
+        ProviderError: The provider is unknown or can't run.
+        MissingPackageError: ONNX Runtime is not installed.
+
+    Example:
+        >>> extractor = FeatureExtractor("models/shapes_small.onnx", layers="conv_1", provider="cpu")
+        >>> features = extractor("models/pictures/chelsea.png")
+        >>> features["conv_1"].shape
+        (1, 16, 64, 64)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes | onnx.ModelProto,
+        *,
+        layers: str | Sequence[str] | None = None,
+        provider: Provider = "auto",
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        max_bytes: int | str = DEFAULT_BUDGET,
+    ) -> None:
+        if provider not in get_args(Provider):
+            raise ProviderError(f"provider {provider!r} is unknown: choose {quote(get_args(Provider))}")
+        self.max_bytes = budget_of(max_bytes)
+        self.model_name = Path(model).name if isinstance(model, str | Path) else "<memory>"
+        self._model = model
+        self._asked_provider = provider
+        self._given = dict(inputs or {})
+        self._graph: Graph | None = None
+        self._known_sizes: dict[frozenset[tuple[int, ...]], dict[str, int | None]] = {}
+        self._plans: dict[frozenset[tuple[int, ...]], tuple[tuple[Layer, ...], ...]] = {}
+        document = read_document(Path(model)) if isinstance(model, str | Path) else Document()
+        # Only onnx's parser can tell where weights in other files are, which must be known before the runtime opens it.
+        path = Path(model) if isinstance(model, str | Path) else None
+        exposed_input = None if document.exposed is None else document.exposed.input
+        self._as_it_is = (
+            path is not None
+            and exposed_input is not None
+            and exposed_input.name not in self._given
+            and not contains(path, b"location")
+        )
+        if self._as_it_is and document.exposed is not None and document.exposed.input is not None:
+            exposed = document.exposed.layers
+            chosen = exposed if layers is None else select(exposed, layers)
+            self.input = document.exposed.input
+            self.sha256 = sha256_of(Path(cast(str, model)))
+            self.hidden: tuple[str, ...] = ()
+        else:
+            graph = self._read()
+            chosen = self._choose(graph, layers)
+            document, self.sha256, self.hidden = graph.document, graph.sha256, graph.hidden
+        self.layers, self.left_out = _that_can_be_extracted(chosen)
+        if not self._as_it_is:
+            self.input = self._picture_input(self._read())
+        self.preprocessing, self.preprocessing_source = choose_preprocessing(
+            preprocessing, document.preprocessing, self.input
+        )
+        self._exposed = document.exposed
+        self._opened: tuple[str, ...] = ()
+        self._session: Any
+        self._extras: dict[str, Any] = {}
+        self._open(self._plan(())[0])
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> Features:
+        """Return the maps of the chosen layers for one picture or many.
+
+        Args:
+            pictures: One or many of: path of a picture or `.npy` file, PIL image, `uint8` array (rows, columns,
+                channels), or preprocessed array of rank 4 in the input's layout.
+
+        Raises:
+            PictureError: A picture can't be read or does not fit the model, the maps of the pictures differ in size,
+                or all of them together take more than `max_bytes`.
+            ModelError: The model fails while it runs.
+        """
+        start = time.perf_counter()
+        batch = _listed(pictures)
+        whole = 0
+        parts = []
+        samples = sum(self._samples(picture) for picture in batch)
+        self._refuse_to_hold(self.plan(batch).total * samples, samples)
+        for part in self.stream(batch):
+            whole += sum(feature_map.array.nbytes for feature_map in part.values())
+            self._refuse_to_hold(whole, samples)
+            parts.append(part)
+        maps = {}
+        for layer in self.layers:
+            found = [part[layer.name] for part in parts if layer.name in part]
+            if len(found) < len(parts):
+                continue
+            if len({feature_map.shape for feature_map in found}) > 1:
+                raise PictureError(
+                    f"the pictures differ in size, and so do their maps of {layer.name!r}: pass them one by one, or "
+                    f"set the size in the preprocessing"
+                )
+            shares = [x.saturated for x in found if x.saturated is not None]
+            maps[layer.name] = FeatureMap(
+                layer=layer,
+                array=found[0].array if len(found) == 1 else np.concatenate([x.array for x in found]),
+                saturated=sum(shares) / len(shares) if shares else None,
+            )
+        return replace(
+            parts[0],
+            maps=maps,
+            pictures=tuple(name for part in parts for name in part.pictures),
+            preprocessed=tuple(x for part in parts for x in part.preprocessed),
+            seconds=time.perf_counter() - start,
+            left_out={name: why for part in parts for name, why in part.left_out.items()},
+        )
+
+    def stream(self, pictures: Picture | Sequence[Picture]) -> Iterator[Features]:
+        """Yield the maps of one picture or many in parts that fit `max_bytes`, as they come.
+
+        Each part holds the maps of one picture and of as many layers as fit; `first` is the picture's position, and
+        `layers` names all layers of the run. All pictures run through the first layers, then all through the next:
+        one cut model is in memory at a time.
+
+        Args:
+            pictures: As for a call.
+
+        Raises:
+            PictureError: A picture can't be read or does not fit the model.
+            LayerError: A single layer takes more than `max_bytes`, or no layer gives a map.
+            ModelError: The model fails while it runs.
+
+        Example:
+            >>> extractor = FeatureExtractor("models/shapes_small.onnx", max_bytes="600KB", provider="cpu")
+            >>> [list(part) for part in extractor.stream("models/pictures/chelsea.png")]
+            [['conv_1', 'pool_1'], ['depthwise_2', 'pointwise_3', 'pool_3', 'conv_4', 'pool_4', 'conv_5']]
+        """
+        batch = _listed(pictures)
+        groups = self._plan(self._shapes(batch))
+        given = False
+        for group in groups:
+            self._open(group)
+            position = 0
+            for picture, name in zip(batch, names_of(batch), strict=True):
+                start = time.perf_counter()
+                samples = load_samples(picture, self.input, self.preprocessing, max(self.max_bytes, _LEAST_INPUT))
+                count = len(samples) if self.input.is_batched else 1
+                for index in range(count):
+                    maps, left_out = self._run(samples[index : index + 1] if self.input.is_batched else samples, group)
+                    given = given or bool(maps)
+                    yield Features(
+                        maps=maps,
+                        pictures=(name if count == 1 else f"{name}[{index}]",),
+                        preprocessed=(is_preprocessed(picture, self.input),),
+                        model=self.model_name,
+                        sha256=self.sha256,
+                        provider=self.provider,
+                        preprocessing=self.preprocessing,
+                        preprocessing_source=self.preprocessing_source,
+                        seconds=time.perf_counter() - start,
+                        layers=tuple(layer.name for layer in self.layers),
+                        first=position,
+                        left_out={**self.left_out, **left_out},
+                    )
+                    del maps
+                    position += 1
+        if not given:
+            name, why = next(iter(left_out.items()))
+            raise LayerError(f"none of the chosen layers gives a map, {name!r} for instance {why}: choose others")
+
+    def plan(self, pictures: Picture | Sequence[Picture]) -> Plan:
+        """Return how a run on these pictures will go: its passes, and the bytes that the maps of one picture take.
+
+        Args:
+            pictures: As for a call.
+
+        Raises:
+            PictureError: A picture can't be read or does not fit the model.
+            LayerError: A single layer takes more than `max_bytes`.
+        """
+        shapes = self._shapes(_listed(pictures))
+        groups = self._plan(shapes)
+        nodes = all_nodes = 0
+        if self._graph is not None:
+            from onnxfeat.running.exposure import needed
+
+            nodes = len(needed(self._graph, [layer.value for layer in self.layers])[0])
+            all_nodes = len(self._graph.main)
+        return Plan(
+            passes=tuple(tuple(layer.name for layer in group) for group in groups),
+            sizes=self._sizes(shapes),
+            max_bytes=self.max_bytes,
+            nodes=nodes,
+            all_nodes=all_nodes,
+        )
+
+    def groups(self, picture: Picture) -> tuple[tuple[Layer, ...], ...]:
+        """Return the layers in the groups that a run on this picture takes one after the other."""
+        return self._plan(self._shapes([picture]))
+
+    def _refuse_to_hold(self, size: int, samples: int) -> None:
+        if size > self.max_bytes:
+            raise PictureError(
+                f"the maps of {len(self.layers)} layers for {samples} pictures take {readable(size)} or more, which do "
+                f"not fit the budget of {readable(self.max_bytes)} at once: take them as they come, `for part in "
+                f"extractor.stream(pictures)`, choose fewer layers, or raise max_bytes"
+            )
+
+    def _read(self) -> Graph:
+        if self._graph is None:
+            from onnxfeat.graph.reading import read_graph
+
+            self._graph = read_graph(self._model)
+        return self._graph
+
+    @staticmethod
+    def _choose(graph: Graph, layers: str | Sequence[str] | None) -> tuple[Layer, ...]:
+        from onnxfeat.layers.inventory import choose_layers
+
+        return choose_layers(graph, layers)
+
+    def _picture_input(self, graph: Graph) -> ModelInput:
+        from onnxfeat.running.exposure import needed, picture_input
+
+        names = needed(graph, [layer.value for layer in self.layers])[1]
+        return picture_input(graph, names, self._given)
+
+    def _shapes(self, batch: Sequence[Picture]) -> frozenset[tuple[int, ...]]:
+        shapes = {shape_of(picture, self.input, self.preprocessing) for picture in batch}
+        return frozenset(shape for shape in shapes if shape)
+
+    def _samples(self, picture: Picture) -> int:
+        """Return how many samples a picture stands for: a preprocessed array may hold several."""
+        if not self.input.is_batched or not is_preprocessed(picture, self.input):
+            return 1
+        return len(load_samples(picture, self.input, self.preprocessing))
+
+    def _plan(self, shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[Layer, ...], ...]:
+        """Return the passes for inputs of these shapes; what is not known yet is one pass."""
+        key = frozenset(shapes)
+        if key not in self._plans:
+            sizes = self._sizes(key)
+            if not key:  # before there is a picture, what is unknown may well fit
+                sizes = {name: size or 0 for name, size in sizes.items()}
+            groups = passes(self.layers, sizes, self.max_bytes)
+            if len(groups) > 1:
+                self._read()
+            if not key:  # else it was looked at with the sizes
+                self._refuse_absurd(key)
+            self._plans[key] = groups
+        return self._plans[key]
+
+    def _sizes(self, shapes: frozenset[tuple[int, ...]]) -> dict[str, int | None]:
+        """Return the bytes of each layer's maps for inputs of these shapes."""
+        sizes = declared_sizes(self.layers, self.input)
+        if not shapes or None not in sizes.values():
+            return sizes
+        if shapes not in self._known_sizes:
+            from onnxfeat.running.sizing import sizes_for
+
+            self._refuse_absurd(shapes)
+            self._known_sizes[shapes] = sizes_for(self._read(), self.layers, self.input, self._given, shapes)
+        return self._known_sizes[shapes]
+
+    def _refuse_absurd(self, shapes: frozenset[tuple[int, ...]]) -> None:
+        if self._graph is None:
+            return
+        from onnxfeat.running.exposure import refuse_absurd
+        from onnxfeat.running.sizing import types_for
+
+        values = [layer.value for layer in self.layers]
+        is_open = self.input.is_open and shapes
+        for types in types_for(self._graph, self.input, self._given, shapes) if is_open else [self._graph.types]:
+            refuse_absurd(self._graph, types, values)
+
+    def _open(self, group: Sequence[Layer]) -> None:
+        """Make the session one that gives these layers."""
+        values = tuple(dict.fromkeys(layer.value for layer in group))
+        whole = {layer.value for layer in self.layers}
+        if self._opened == values:
+            return
+        self._session = None  # before the next one takes its memory
+        content: Path | bytes
+        if self._as_it_is and set(values) == whole:
+            content, folder = Path(cast(str, self._model)), None
+        else:
+            from onnxfeat.running.exposure import with_outputs
+
+            graph = self._read()
+            folder = graph.folder
+            content = with_outputs(graph, values, cut=True).SerializeToString()
+        self._session, self.provider = open_session(content, self._asked_provider, self.model_name, folder)
+        self._opened = values
+        if isinstance(content, Path) and self._exposed is not None:
+            self._exposed.refuse_lost((x.name for x in self._session.get_outputs()), self.model_name)
+        known = () if self._graph is None else self._graph.inputs
+        self._extras = extra_inputs(self._session, self.input.name, self._given, self.model_name, known)
+
+    def _run(self, sample: NDArray[Any], group: Sequence[Layer]) -> tuple[dict[str, FeatureMap], dict[str, str]]:
+        """Return the maps of some layers for one sample, and why others have none; a fixed batch is filled."""
+        fixed = self.input.axis("N") or 1
+        if fixed > 1 and self.input.layout is not None and len(sample) == 1:
+            sample = np.repeat(sample, fixed, axis=self.input.layout.index("N"))
+        feed = {self.input.name: fed(sample, self.input), **self._extras}
+        outputs = {layer.value: self._output_of(layer.value) for layer in group}
+        names = list(dict.fromkeys(outputs.values()))
+        try:
+            results = dict(zip(names, self._session.run(names, feed), strict=True))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+            shape = " x ".join(str(side) for side in sample.shape)
+            hint = ""
+            if self.input.is_open:
+                hint = "; the model leaves the picture's size open: try another, such as multiples of 32"
+            raise ModelError(
+                f"ONNX Runtime could not run {self.model_name} on an input of {shape}: {first_line(error)}{hint}"
+            ) from error
+        maps: dict[str, FeatureMap] = {}
+        left_out: dict[str, str] = {}
+        uses = Counter(outputs[layer.value] for layer in group)
+        for layer in group:
+            name = outputs[layer.value]
+            uses[name] -= 1
+            # What is not needed any more goes, so that a map and its float32 form are in memory one layer at a time.
+            array = results[name] if uses[name] else results.pop(name)
+            why = why_no_map(array, layer)
+            if why:
+                left_out[layer.name] = why
+            else:
+                maps[layer.name] = map_of(array, layer)
+            del array
+        return maps, left_out
+
+    def _output_of(self, value: str) -> str:
+        if self._graph is None:
+            return value
+        from onnxfeat.running.exposure import output_of
+
+        return output_of(self._graph, value)
+
+
+def _listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+    batch = list(cast(Sequence[Picture], pictures)) if several else [cast(Picture, pictures)]
+    if not batch:
+        raise PictureError("no picture was passed: pass one or more")
+    return batch
+
+
+def _that_can_be_extracted(chosen: Sequence[Layer]) -> tuple[tuple[Layer, ...], dict[str, str]]:
+    """Return the layers whose maps can be had, and why the others can't.
+
+    Raises:
+        LayerError: There is none.
+    """
+    left_out = {}
+    for layer in chosen:
+        if layer.unseen:
+            left_out[layer.name] = layer.unseen
+        elif layer.layout is None:
+            left_out[layer.name] = f"the graph does not tell the axes of what {layer.op_type} gives"
+    layers = tuple(layer for layer in chosen if layer.name not in left_out)
+    if not layers:
+        name, why = next(iter(left_out.items()))
+        raise LayerError(
+            f"none of the {len(chosen)} chosen layers can be extracted, {name!r} for instance: {why}; choose others, "
+            f"`onnxfeat layers MODEL --layers kind:any` lists them"
+        )
+    return layers, left_out

@@ -1,0 +1,328 @@
+"""Turn pictures into a model's input: decode, resize, scale, and lay out the axes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from onnxfeat.errors import PictureError, quote
+from onnxfeat.records import CHANNELS, ModelInput, Preprocessing
+
+Picture = str | Path | Image.Image | NDArray[Any]
+"""A picture: path of a file that Pillow reads or of a `.npy` array, PIL image, or array."""
+
+_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def names_of(pictures: Sequence[Picture]) -> tuple[str, ...]:
+    """Return a name for each picture: the file's name, else `picture_1`, `picture_2`."""
+    return tuple(
+        Path(picture).name if isinstance(picture, str | Path) else f"picture_{number}"
+        for number, picture in enumerate(pictures, start=1)
+    )
+
+
+def load_samples(
+    picture: Picture, target: ModelInput, preprocessing: Preprocessing, max_bytes: int | None = None
+) -> NDArray[Any]:
+    """Return the model's input for one picture.
+
+    An array or `.npy` file of rank 4 counts as preprocessed already and is taken as it is; one of rank 3 (rows,
+    columns, channels) or 2 (rows, columns) with `uint8` values is a picture. A model that takes no pictures (audio,
+    volumes) takes arrays alone, which count as preprocessed; the batch axis may be left out.
+
+    Args:
+        picture: Path, PIL image or array; never changed.
+        target: The model's input.
+        preprocessing: What to do to the picture.
+        max_bytes: Largest size of the result; None means any.
+
+    Returns:
+        Array in the input's layout and element type; its batch axis has length 1, or for a preprocessed array whatever
+        that has.
+
+    Raises:
+        PictureError: The picture can't be read, does not fit the input, or is larger than `max_bytes` as input.
+    """
+    path = Path(picture) if isinstance(picture, str | Path) else None
+    name = "the array" if path is None else str(path)
+    if path is not None and path.suffix.lower() != ".npy" and not target.is_picture:
+        raise PictureError(
+            f"{path} can't be taken: the input {target.name!r} wants {target.dtype} {target.described}, which is no "
+            f"picture; pass a .npy array of that shape"
+        )
+    content = _content(picture)
+    if isinstance(content, np.ndarray) and (content.ndim == 4 or not target.is_picture):
+        _refuse_large(content.size * input_type(target).itemsize, name, max_bytes)
+        return _preprocessed(content, target, name)
+    image = content if isinstance(content, Image.Image) else _as_image(np.asarray(content), name)
+    height, width = _size(image, target, preprocessing)
+    size = height * width * CHANNELS[preprocessing.color] * input_type(target).itemsize
+    _refuse_large(size, f"{name} at {height} x {width}", max_bytes)
+    channels = target.axis("C")
+    if channels is not None and channels != CHANNELS[preprocessing.color]:
+        fitting = [color for color, count in CHANNELS.items() if count == channels]
+        advice = f"set color to {quote(fitting)}" if fitting else "no picture has as many"
+        raise PictureError(
+            f"{name} becomes {CHANNELS[preprocessing.color]} channels ({preprocessing.color}), the input "
+            f"{target.name!r} wants {channels}: {advice}, or pass a preprocessed array of shape {target.described}"
+        )
+    values = _values(image, target, preprocessing, name)
+    order = [("N", "H", "W", "C").index(axis) for axis in target.layout or "NHWC"]
+    return np.ascontiguousarray(values[None].transpose(order))
+
+
+def is_preprocessed(picture: Picture, target: ModelInput) -> bool:
+    """Return whether `load_samples` takes a picture as preprocessed.
+
+    Raises:
+        PictureError: The `.npy` file can't be read.
+    """
+    if not target.is_picture:
+        return True
+    if isinstance(picture, str | Path):
+        path = Path(picture)
+        return path.suffix.lower() == ".npy" and load_array(path).ndim == 4
+    return isinstance(picture, np.ndarray) and picture.ndim == 4
+
+
+def shape_of(picture: Picture, target: ModelInput, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Return the shape that `load_samples` gives one sample of a picture, without decoding the picture.
+
+    Raises:
+        PictureError: The picture can't be read.
+    """
+    if target.is_picture and not is_preprocessed(picture, target):
+        fixed = target.axis("H") is not None and target.axis("W") is not None
+        if fixed or preprocessing.size:
+            height, width = preprocessing.size or (target.axis("H") or 0, target.axis("W") or 0)
+        elif isinstance(picture, str | Path) and Path(picture).suffix.lower() != ".npy":
+            height, width = _header(Path(picture))
+        else:
+            content = _content(picture)
+            width, height = content.size if isinstance(content, Image.Image) else np.shape(content)[1::-1]
+        sides = {"N": 1, "C": target.axis("C") or CHANNELS[preprocessing.color], "H": height, "W": width}
+        return tuple(sides[letter] for letter in target.layout or "")
+    if isinstance(picture, str | Path) and Path(picture).suffix.lower() != ".npy":
+        return ()  # a picture for a model that takes none: told when it is loaded
+    shape = np.shape(cast(NDArray[Any], _content(picture)))
+    shape = (1, *shape) if len(shape) == len(target.shape) - 1 else shape
+    return (
+        shape
+        if target.layout is None
+        else tuple(1 if letter == "N" else side for letter, side in zip(target.layout, shape, strict=False))
+    )
+
+
+def input_type(target: ModelInput) -> np.dtype[Any]:
+    """Return NumPy's type of a model's input; float32 for the types that NumPy does not know, such as bfloat16.
+
+    Raises:
+        PictureError: The input takes no numbers.
+    """
+    if target.dtype.startswith("bfloat"):
+        return np.dtype(np.float32)
+    try:
+        dtype = np.dtype(target.dtype)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "fiub":
+        raise PictureError(
+            f"the input {target.name!r} takes values of type {target.dtype}, not the numbers of a picture or array: "
+            f"use a model that takes numbers"
+        )
+    return dtype
+
+
+def default_preprocessing(target: ModelInput) -> Preprocessing:
+    """Return what is assumed where neither the caller nor the model says: resize to the input, RGB or gray, 1/255.
+
+    An input of integers takes the levels 0..255 as they are: scaled, all of them would become 0 or 1.
+    """
+    scale = 1.0 if input_type(target).kind in "iu" else 1 / 255
+    return Preprocessing(color="gray" if target.axis("C") == 1 else "rgb", scale=scale)
+
+
+def load_array(source: str | Path | NDArray[Any]) -> NDArray[Any]:
+    """Return the array in a `.npy` file, mapped and read-only; an array is returned as it is.
+
+    Raises:
+        PictureError: The file can't be read.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    path = Path(source)
+    try:
+        _refuse_other(path)
+        # Mapped, not read: nothing is allocated for a header that promises more than the file holds.
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError:
+        raise PictureError(f"there is no file {path}: check the path of the array") from None
+    except PictureError:
+        raise
+    except Exception as error:  # a damaged header gives anything from TokenError to MemoryError
+        raise PictureError(f"{path} can't be read as an array ({error}): write it with numpy.save") from error
+
+
+def choose_preprocessing(
+    asked: Preprocessing | Mapping[str, Any] | None, stored: Preprocessing | None, target: ModelInput
+) -> tuple[Preprocessing, str]:
+    """Return how pictures are prepared, and who said so: the caller, else the model, else the default."""
+    if isinstance(asked, Preprocessing):
+        return asked, "caller"
+    if stored is not None:
+        base, source = stored, "model"
+    else:
+        base, source = default_preprocessing(target), "default"
+    return (base.changed(asked), f"{source}, {' and '.join(asked)} from the caller") if asked else (base, source)
+
+
+def _content(picture: Picture) -> Image.Image | NDArray[Any]:
+    if not isinstance(picture, str | Path):
+        return picture
+    path = Path(picture)
+    return load_array(path) if path.suffix.lower() == ".npy" else _open(path)
+
+
+def _refuse_large(size: int, name: str, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise PictureError(
+            f"{name} takes {size:,} bytes as the model's input, more than the {max_bytes:,} of max_bytes: pass a "
+            f"smaller size or picture, or raise max_bytes"
+        )
+
+
+def _header(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture file, which its header tells."""
+    with _readable(path), Image.open(path) as image:
+        return image.height, image.width
+
+
+def _open(path: Path) -> Image.Image:
+    with _readable(path), Image.open(path) as image:
+        image.load()
+        return image
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a picture file is read into one sentence."""
+    try:
+        _refuse_other(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError:
+        raise PictureError(f"there is no file {path}: check the path of the picture") from None
+    except PermissionError:
+        raise PictureError(f"{path} is not for you to read: change its permissions, or pass another one") from None
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"{path} is too large to be decoded safely ({error}): pass a smaller picture") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{path} is not a picture that Pillow reads: pass a PNG, JPEG, WebP or .npy file") from error
+    except Exception as error:  # on damaged files the decoders raise whatever they stumble over
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise PictureError(
+            f"{path} can't be read ({reason}): pass an undamaged PNG, JPEG, WebP or .npy file"
+        ) from error
+
+
+def _refuse_other(path: Path) -> None:
+    if path.is_dir():
+        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it")
+    if path.exists() and not path.is_file():  # it would be waited for without end
+        raise PictureError(f"{path} is a device or pipe, a picture is wanted: write it to a file first")
+
+
+def _as_image(array: NDArray[Any], name: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise PictureError(
+            f"{name} has shape {array.shape} and type {array.dtype}: a picture is uint8 of shape (rows, columns, "
+            f"channels), a preprocessed input has four axes; pass array[None] for one that lacks the batch axis"
+        )
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        raise PictureError(
+            f"{name} has {array.shape[2]} channels on its last axis, a picture has 1, 3 or 4: reorder its axes"
+        )
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _size(image: Image.Image, target: ModelInput, preprocessing: Preprocessing) -> tuple[int, int]:
+    return preprocessing.size or (target.axis("H") or image.height, target.axis("W") or image.width)
+
+
+def _values(image: Image.Image, target: ModelInput, preprocessing: Preprocessing, name: str) -> NDArray[Any]:
+    """Return the preprocessed picture, shape (H, W, C), in the element type of the input."""
+    if image.mode in _16_BIT:
+        # Pillow would clip 16 bits at 255 and turn the picture white; the upper byte is the picture.
+        image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise PictureError(f"{name} has 32-bit pixels, whose range is unknown: save it with 8 or 16 bits a channel")
+    # The order of Keras's load_img: first the colors, then the size.
+    mode = "L" if preprocessing.color == "gray" else "RGB"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's advice on transparency, which is dropped here
+            image = image.convert(mode)
+    except (OSError, ValueError) as error:  # a PIL image may be of a rare mode, or decoded only now
+        raise PictureError(f"{name} can't be converted to mode {mode} ({error}): pass an RGB picture") from error
+    if 0 in image.size:
+        raise PictureError(f"{name} is {image.width} x {image.height} and so has no pixel: pass a picture")
+    height, width = _size(image, target, preprocessing)
+    for letter, side in (("H", height), ("W", width)):
+        if target.axis(letter) not in (None, side):
+            raise PictureError(
+                f"size {height} x {width} does not fit the input {target.name!r}, which wants {target.described}: "
+                f"leave the size out, or pass that one"
+            )
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
+    pixels = np.asarray(image).reshape(height, width, -1)
+    if preprocessing.color == "bgr":
+        pixels = pixels[..., ::-1]
+    table = _level_table(preprocessing, input_type(target))
+    values = np.empty(pixels.shape, dtype=table.dtype)
+    for channel in range(pixels.shape[2]):
+        values[..., channel] = table[channel][pixels[..., channel]]
+    return values
+
+
+def _level_table(preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return what each of the 256 levels becomes, shape (channels, 256).
+
+    In float64 and rounded once: 1/255 then gives the very float32 that dividing by 255 gives.
+    """
+    shape = (CHANNELS[preprocessing.color], 1)
+    mean, std = (np.broadcast_to(np.reshape(x, (-1, 1)), shape) for x in (preprocessing.mean, preprocessing.std))
+    values = (np.arange(256) * preprocessing.scale - mean) / std
+    if dtype.kind in "iu":
+        values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return np.asarray(values, dtype=dtype)
+
+
+def _preprocessed(array: NDArray[Any], target: ModelInput, name: str) -> NDArray[Any]:
+    if target.is_batched and array.ndim == len(target.shape) - 1 and target.axis("N") in (None, 1):
+        array = array[None]
+    letters = target.layout or ("N" if target.is_batched else "?").ljust(len(target.shape), "?")
+    fits = array.ndim == len(target.shape) and all(
+        letter == "N" or not isinstance(wanted, int) or wanted < 1 or wanted == side
+        for letter, wanted, side in zip(letters, target.shape, array.shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        raise PictureError(
+            f"{name} has shape {array.shape}, the input {target.name!r} wants {target.described}: reshape or "
+            f"transpose it"
+        )
+    dtype = input_type(target)
+    if not np.can_cast(array.dtype, dtype, casting="same_kind"):
+        raise PictureError(f"{name} has type {array.dtype}, the input {target.name!r} wants {target.dtype}: convert it")
+    return np.ascontiguousarray(array, dtype=dtype)

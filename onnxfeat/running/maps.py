@@ -1,0 +1,37 @@
+"""Turn what a model gives for a layer into a feature map: float32, real units, channels first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfeat.records import FeatureMap, Layer
+
+
+def why_no_map(array: Any, layer: Layer) -> str:
+    """Return why what a layer gave is no feature map; empty if it is one."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        return "gives no array of numbers"
+    if array.shape == (0,) and len(layer.layout or "") > 1:
+        return "was not computed for this picture: the branch of If that holds it was not taken"
+    if array.ndim != len(layer.layout or ""):
+        return f"gave an array of shape {array.shape}, where the graph promises the axes {layer.layout}"
+    if 0 in array.shape:
+        return f"gave an empty array of shape {array.shape}"
+    return ""
+
+
+def map_of(array: NDArray[Any], layer: Layer) -> FeatureMap:
+    """Return the first sample of a layer's value as a feature map: float32, real units, channels first."""
+    layout = layer.layout or ""
+    batch = layout.index("N")
+    first = np.take(array, [0], axis=batch) if array.shape[batch] > 1 else array
+    saturated = None
+    if layer.quantization is not None and first.dtype.kind in "iu":
+        saturated = layer.quantization.saturated(first)
+        first = layer.quantization.dequantize(first)
+    spatial = sorted(set(layout) - set("NC"), key="DHWT".find)
+    ordered = first.transpose([layout.index(axis) for axis in ("N", "C", *spatial)])
+    return FeatureMap(layer=layer, array=np.ascontiguousarray(ordered, dtype=np.float32), saturated=saturated)

@@ -1,0 +1,246 @@
+"""Prove that watching a model does not change it: run it untouched and exposed, and compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxfeat.errors import ModelError
+from onnxfeat.graph.reading import Graph, operator, read_graph
+from onnxfeat.records import Change, Check, Layer, ModelInput, Preprocessing, Provider
+from onnxfeat.running.exposure import output_of, with_outputs
+from onnxfeat.running.extractor import FeatureExtractor
+from onnxfeat.running.images import Picture, load_samples
+from onnxfeat.running.maps import why_no_map
+from onnxfeat.running.planning import DEFAULT_BUDGET
+from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
+
+LIMIT = 1e-3
+"""Largest change, relative to the range of a value, that counts as rounding whatever the value's own noise is."""
+
+# What open lengths are tried with when there is no picture: what most networks are trained with comes first.
+_SIDES = (224, 256, 320, 64, 512)
+
+
+def check(
+    model: str | Path | bytes | onnx.ModelProto,
+    picture: Picture | None = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    provider: Provider = "auto",
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    max_bytes: int | str = DEFAULT_BUDGET,
+    progress: Callable[[str], None] | None = None,
+) -> Check:
+    """Run a model untouched and exposed on one input, and tell how far each output and each layer moves.
+
+    The untouched file gives the model's own outputs. They are compared with the outputs of the same model with the
+    layers exposed. Each layer, as it is drawn (cut behind the last wanted layer, optimized by ONNX Runtime), is
+    compared with the same value in the whole graph run node by node as it is written, optimizer off; in a quantized
+    model with the same value in the whole exposed graph, as there the fused integer kernels are what is deployed.
+
+    Args:
+        model: Path of an ONNX file, its bytes, or a parsed model (which is not changed).
+        picture: What to run on, as for a `FeatureExtractor`; None takes seeded noise in the input's shape.
+        layers: Selection (see `onnxfeat.layers.selection`); None takes all conv and pool layers with a picture.
+        provider: As for a `FeatureExtractor`.
+        preprocessing: As for a `FeatureExtractor`.
+        inputs: As for a `FeatureExtractor`.
+        max_bytes: As for a `FeatureExtractor`; what needs more is checked in several passes.
+        progress: Called with what is run next.
+
+    Raises:
+        ModelError: The model can't be read or run.
+        LayerError: The selection names nothing in the model.
+        PictureError: The picture can't be read or does not fit the model.
+
+    Example:
+        >>> found = check("models/shapes_small.onnx", "models/pictures/chelsea.png", provider="cpu")
+        >>> found.passed, len(found.layers)
+        (True, 8)
+    """
+    tell = progress or (lambda _: None)
+    extractor = FeatureExtractor(
+        model, layers=layers, provider=provider, preprocessing=preprocessing, inputs=inputs, max_bytes=max_bytes
+    )
+    graph = read_graph(model)
+    given = dict(inputs or {})
+    tell("the untouched model")
+    untouched, _ = open_session(_content(model), provider, extractor.model_name)
+    sample = _sample(picture, extractor, untouched, given)
+    before = _run(untouched, _feed(sample, extractor, untouched, given), extractor.model_name)
+    del untouched
+    outputs: dict[str, Change] = {}
+    found: dict[str, Change] = {}
+    left_out = dict(extractor.left_out)
+    quantized = any("Quantize" in operator(node) or operator(node).startswith("QLinear") for node in graph.nodes)
+    for group in extractor.groups(sample):
+        tell(f"the exposed model, {len(found)} of {len(extractor.layers)} layers done")
+        run_on = partial(_values, graph, group, extractor, given)
+        whole = run_on(sample, more=before)
+        drawn = run_on(sample, cut=True)
+        written = whole if quantized else run_on(sample, optimized=False)
+        moved = {name: change_of(name, value, whole[name]) for name, value in before.items()}
+        compared = {}
+        for layer in group:
+            why = why_no_map(drawn[output_of(graph, layer.value)], layer)
+            if why:
+                left_out[layer.name] = why
+            else:
+                value = output_of(graph, layer.value)
+                compared[layer.name] = (value, change_of(layer.name, written[value], drawn[value]))
+        if not all(change.is_rounding(LIMIT) for change in moved.values()):
+            again = run_on(_disturbed(sample), more=before)
+            moved = {name: _with_noise(change, before[name], again[name]) for name, change in moved.items()}
+        if not all(change.is_rounding(LIMIT) for _, change in compared.values()):
+            again = run_on(_disturbed(sample), optimized=quantized)
+            compared = {
+                name: (value, _with_noise(change, written[value], again[value]))
+                for name, (value, change) in compared.items()
+            }
+        outputs = {name: max(change, outputs.get(name, change), key=_size) for name, change in moved.items()}
+        found.update((name, change) for name, (_, change) in compared.items())
+    return Check(
+        model=extractor.model_name,
+        sha256=extractor.sha256,
+        provider=extractor.provider,
+        outputs=tuple(outputs.values()),
+        layers=tuple(found[layer.name] for layer in extractor.layers if layer.name in found),
+        left_out=left_out,
+        limit=LIMIT,
+    )
+
+
+def change_of(name: str, before: Any, after: Any) -> Change:
+    """Return how far a value moved.
+
+    Args:
+        name: What it is called.
+        before: Array of any type, or what else ONNX Runtime gives (a sequence or map).
+        after: The same of the other run.
+
+    Example:
+        >>> change_of("y", np.array([0.0, 2.0]), np.array([0.0, 1.0])).relative
+        0.5
+    """
+    if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray) or before.dtype.kind not in "fiub":
+        same = str(before) == str(after)
+        return Change(name=name, largest=0.0 if same else math.inf, relative=0.0 if same else math.inf, equal=same)
+    if before.shape != after.shape:
+        return Change(name=name, largest=math.inf, relative=math.inf, equal=False)
+    equal = before.tobytes() == after.tobytes()
+    if equal or not before.size:
+        return Change(name=name, largest=0.0, relative=0.0, equal=True)
+    old, new = before.astype(np.float64), after.astype(np.float64)
+    finite = np.isfinite(old)
+    same_elsewhere = np.array_equal(old[~finite], new[~finite], equal_nan=True) and np.isfinite(new[finite]).all()
+    if not same_elsewhere:
+        return Change(name=name, largest=math.inf, relative=math.inf, equal=False)
+    if not finite.any():
+        return Change(name=name, largest=0.0, relative=0.0, equal=False)
+    largest = float(np.abs(old[finite] - new[finite]).max())
+    extent = float(old[finite].max() - old[finite].min()) or float(np.abs(old[finite]).max()) or 1.0
+    return Change(name=name, largest=largest, relative=largest / extent, equal=False)
+
+
+def _size(change: Change) -> tuple[bool, float, bool]:
+    return not change.is_rounding(LIMIT), change.relative, not change.equal
+
+
+def _content(model: str | Path | bytes | onnx.ModelProto) -> Path | bytes:
+    if isinstance(model, onnx.ModelProto):
+        return bytes(model.SerializeToString())
+    return model if isinstance(model, bytes) else Path(model)
+
+
+def _sample(
+    picture: Picture | None, extractor: FeatureExtractor, session: Any, given: Mapping[str, Any]
+) -> NDArray[Any]:
+    """Return one sample of the model's input: of the picture, else seeded noise of a size that the model takes."""
+    target = extractor.input
+    if picture is not None:
+        samples = load_samples(picture, target, extractor.preprocessing)
+        return samples[:1] if target.is_batched else samples
+    problem = ""
+    for side in _SIDES:
+        sample = _noise(target, side)
+        try:
+            _run(session, _feed(sample, extractor, session, given), extractor.model_name)
+        except ModelError as error:
+            problem = str(error)
+        else:
+            return sample
+    raise ModelError(
+        f"{problem}; tried sides {', '.join(map(str, _SIDES))}: pass a picture or array that the model takes"
+    )
+
+
+def _noise(target: ModelInput, side: int) -> NDArray[Any]:
+    letters = (target.layout or ("N" if target.is_batched else "?")).ljust(len(target.shape), "?")
+    open_lengths = {"N": 1, "C": 3}
+    sides = zip(target.shape, letters, strict=True)
+    shape = [x if isinstance(x, int) and x > 0 else open_lengths.get(letter, side) for x, letter in sides]
+    random = np.random.default_rng(0)
+    if np.dtype(target.dtype if not target.dtype.startswith("bfloat") else "float32").kind in "iu":
+        return random.integers(0, 128, shape).astype(target.dtype)
+    return random.random(shape).astype(np.float32 if target.dtype.startswith("bfloat") else target.dtype)
+
+
+def _feed(sample: NDArray[Any], extractor: FeatureExtractor, session: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    target = extractor.input
+    fixed = target.axis("N") or 1
+    if fixed > 1 and target.layout is not None and len(sample) == 1:
+        sample = np.repeat(sample, fixed, axis=target.layout.index("N"))
+    names = [x.name for x in session.get_inputs()]
+    extras = extra_inputs(session, target.name, given, extractor.model_name, [*names, *given])
+    return {name: value for name, value in {target.name: fed(sample, target), **extras}.items() if name in names}
+
+
+def _run(session: Any, feed: Mapping[str, Any], model_name: str, names: Iterable[str] | None = None) -> dict[str, Any]:
+    names = [x.name for x in session.get_outputs()] if names is None else list(names)
+    try:
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+        raise ModelError(f"ONNX Runtime could not run {model_name}: {first_line(error)}") from error
+
+
+def _values(
+    graph: Graph,
+    layers: Sequence[Layer],
+    extractor: FeatureExtractor,
+    given: Mapping[str, Any],
+    sample: NDArray[Any],
+    *,
+    optimized: bool = True,
+    cut: bool = False,
+    more: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Return the values of layers, and of outputs of the model, from a graph that exposes those layers."""
+    exposed = with_outputs(graph, [layer.value for layer in layers], cut=cut).SerializeToString()
+    session, _ = open_session(
+        exposed, extractor.provider.asked, extractor.model_name, graph.folder, optimized=optimized
+    )
+    names = [*more, *(output_of(graph, layer.value) for layer in layers)]
+    return _run(session, _feed(sample, extractor, session, given), extractor.model_name, dict.fromkeys(names))
+
+
+def _disturbed(sample: NDArray[Any]) -> NDArray[Any]:
+    """Return a sample moved by up to four units in the last place; integers stay as they are."""
+    if sample.dtype.kind != "f":
+        return sample
+    steps = np.random.default_rng(1).integers(-4, 5, sample.shape)
+    moved: NDArray[Any] = (sample * (1 + steps * np.finfo(sample.dtype).eps)).astype(sample.dtype)
+    return moved
+
+
+def _with_noise(change: Change, value: Any, again: Any) -> Change:
+    return replace(change, noise=change_of(change.name, value, again).relative)

@@ -1,0 +1,183 @@
+"""Talk to ONNX Runtime: open sessions on the provider that was asked for, and feed them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfeat.errors import MissingPackageError, ModelError, ProviderError, quote
+from onnxfeat.records import ModelInput, Provider, ProviderChoice
+from onnxfeat.running.images import load_array
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_log = logging.getLogger("onnxfeat")
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_BFLOAT16 = 16  # number of the type in TensorProto.DataType
+_RUNTIME_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(bool)": np.dtype(np.bool_),
+    **{f"tensor({name})": np.dtype(name) for name in "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()},
+}
+_FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors reach us as exceptions, or are told in our own words
+
+
+def open_session(
+    content: Path | bytes, provider: Provider, model_name: str, folder: Path | None = None, *, optimized: bool = True
+) -> tuple[onnxruntime.InferenceSession, ProviderChoice]:
+    """Open a session; what counts is the provider that it has, never the one that was asked for.
+
+    Args:
+        content: Path or bytes of the model.
+        provider: The execution provider.
+        model_name: Name of the model, for messages.
+        folder: Where a model that comes as bytes has the weights that it keeps in other files.
+        optimized: Whether ONNX Runtime may fuse and fold nodes; False runs the graph as it is written.
+    """
+    runtime = _import_runtime()
+    available = runtime.get_available_providers()
+    wanted = [_CUDA, _CPU] if provider != "cpu" and _CUDA in available else [_CPU]
+    options = runtime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    if folder is not None and isinstance(content, bytes):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    if not optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        with _quiet(runtime):
+            session = runtime.InferenceSession(
+                os.fspath(content) if isinstance(content, Path) else content, options, providers=wanted
+            )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+        raise ModelError(
+            f"ONNX Runtime {runtime.__version__} can't load {model_name}: {first_line(error)}; check that the file is "
+            f"complete and that this version knows its operators"
+        ) from error
+    got = session.get_providers()[0]
+    if got == _CUDA or provider == "cpu":
+        return session, ProviderChoice(asked=provider, got=got)
+    if _CUDA in available:
+        reason = (
+            "this ONNX Runtime is built for CUDA but could not start it: no NVIDIA GPU, or its driver, CUDA or cuDNN "
+            "libraries are missing or of another version (see `nvidia-smi`)"
+        )
+    else:
+        reason = (
+            f"this ONNX Runtime {runtime.__version__} is built without CUDA: in an environment of its own, "
+            f'pip install "onnxfeat[gpu]"'
+        )
+    if provider == "cuda":
+        raise ProviderError(f"provider 'cuda' is not to be had, only {got}: {reason}; or choose 'cpu' or 'auto'")
+    if _CUDA in available:  # with a CPU build, CPU is what the user installed: a fact for the record, not a warning
+        _log.warning("running on CPU instead of CUDA: %s", reason)
+    return session, ProviderChoice(asked=provider, got=got, note=reason)
+
+
+def _import_runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError(
+            f'running a model needs ONNX Runtime ({error}): pip install "onnxfeat[cpu]", or "onnxfeat[gpu]" for CUDA'
+        ) from error
+    return onnxruntime
+
+
+@contextlib.contextmanager
+def _quiet(runtime: Any) -> Iterator[None]:
+    """Keep ONNX Runtime's own log silent while a provider is tried; its outcome is reported by us.
+
+    The log goes to stderr, and where CUDA fails to start, a message to stdout, which is for data.
+    """
+    runtime.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        runtime.set_default_logger_severity(2)  # its default: warnings; it can't be asked what it was
+
+
+def first_line(error: Exception) -> str:
+    """Return what an exception of ONNX Runtime says, without the lines that only its developers need."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def extra_inputs(
+    session: Any, picture: str, given: Mapping[str, Any], model_name: str, known: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return what to feed to the inputs that do not take the picture.
+
+    Args:
+        session: The session.
+        picture: Name of the input that takes the picture.
+        given: Input name to number, array, or path of a `.npy` file.
+        model_name: Name of the model, for messages.
+        known: Names of inputs that the whole model has, of which the session's cut form may need fewer.
+
+    Raises:
+        ModelError: Inputs are missing, or what was given does not fit.
+    """
+    wanted = {x.name: x for x in session.get_inputs() if x.name != picture}
+    others = (set(wanted) | set(known)) - {picture}
+    for name in given:
+        if name not in others:
+            listed = quote(sorted(others)) or "none beside the picture's"
+            raise ModelError(f"{model_name} takes no value for an input {name!r}: it has {listed}")
+    missing = [x for x in wanted.values() if x.name not in given]
+    if missing:
+        shapes = [f"({', '.join(str(side or '?') for side in x.shape)})" if x.shape else "number" for x in missing]
+        pairs = zip(missing, shapes, strict=True)
+        listed = ", ".join(f"{x.name!r} {_RUNTIME_TYPES.get(x.type, x.type)} {shape}" for x, shape in pairs)
+        raise ModelError(
+            f"{model_name} wants {len(missing)} inputs beside the picture: {listed}; give each a value, "
+            f"--input {missing[0].name}=NUMBER or --input {missing[0].name}=FILE.npy (in Python `inputs=`)"
+        )
+    return {name: _constant_input(given[name], wanted[name]) for name in wanted}
+
+
+def _constant_input(value: Any, wanted: Any) -> NDArray[Any]:
+    """Return a given value as the array that an input wants; a single number fills it."""
+    dtype = _RUNTIME_TYPES.get(wanted.type)
+    if dtype is None:
+        raise ModelError(f"the input {wanted.name!r} is of {wanted.type}, for which no value can be given")
+    array = load_array(value) if isinstance(value, str | Path) else np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ModelError(f"the value of input {wanted.name!r} is of type {array.dtype}: give numbers")
+    sides = [side if isinstance(side, int) and side > 0 else None for side in wanted.shape]
+    if array.ndim == 0:
+        array = np.broadcast_to(array, [side or 1 for side in sides])
+    if len(sides) != array.ndim or any(
+        side not in (None, length) for side, length in zip(sides, array.shape, strict=False)
+    ):
+        raise ModelError(
+            f"the value of input {wanted.name!r} has shape {array.shape}, the model wants {wanted.shape}: give another"
+        )
+    if not np.can_cast(array.dtype, dtype, casting="same_kind"):
+        raise ModelError(
+            f"the value of input {wanted.name!r} has type {array.dtype}, the model wants {wanted.type}: convert it"
+        )
+    return np.ascontiguousarray(array, dtype)
+
+
+def fed(sample: NDArray[Any], target: ModelInput) -> Any:
+    """Return a sample as ONNX Runtime takes it; bfloat16, which NumPy lacks, as the upper half of float32."""
+    if target.dtype != "bfloat16":
+        return sample
+    import onnxruntime
+
+    bits = np.ascontiguousarray(sample, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded.astype(np.uint16), _BFLOAT16)
