@@ -1,4 +1,4 @@
-"""Decide which tests can run here, and refuse a run in which none of the Keras tests did."""
+"""Decide which tests can run here, and refuse a run in which none of the required ones did."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-keras", action="store_true", help="fail if no test marked `keras` ran")
+    parser.addoption("--require-corpus", action="store_true", help="fail where a model of the corpus is missing")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,17 +37,24 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.when == "call" and report.passed and item.get_closest_marker("keras"):
-        item.config.stash[_PASSED] = item.config.stash.get(_PASSED, 0) + 1
+    if call.when == "call" and report.passed:
+        passed = item.config.stash.setdefault(_PASSED, set())
+        passed.update(marker.name for marker in item.iter_markers())
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--require-keras") and not session.config.stash.get(_PASSED, 0):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    for marker in ("keras", "corpus"):
+        if session.config.getoption(f"--require-{marker}") and marker not in session.config.stash.get(_PASSED, set()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-_PASSED = pytest.StashKey[int]()
+_PASSED = pytest.StashKey[set[str]]()  # the markers of which at least one test passed
+
+
+def corpus_folder() -> Path:
+    """Return the folder that `tools/fetch_corpus.py` puts the real models into."""
+    return Path(os.environ.get("ONNXFEAT_CORPUS") or Path.home() / ".cache" / "onnxfeat" / "corpus")
 
 
 @pytest.fixture(autouse=True)
