@@ -72,6 +72,21 @@ def relocated(model: onnx.ModelProto, source: Path, folder: Path) -> onnx.ModelP
     return copy
 
 
+def embed_own(model: onnx.ModelProto, source: Path | None) -> None:
+    """Put the weights that lie in the model's own file back into the model, which is changed.
+
+    Args:
+        model: A model whose locations are relative to the folder of `source`.
+        source: The file that it was read from (see `onnxfeat.graph.parsing`); None for a model without a file.
+    """
+    if source is None:
+        return
+    own = Path(os.path.realpath(source))
+    for tensor, place in places_of(model, *homes_of(source)):
+        if place.file == own:
+            _embed(tensor, place)
+
+
 def write_model(
     model: onnx.ModelProto,
     path: Path,

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from onnxfeat.errors import ModelError, OutputError
-from onnxfeat.graph.flattening import Inner, inline_functions, names_used, ordered, view_of
+from onnxfeat.graph.flattening import Inner, inline_functions, names_used, ordered, subgraphs, view_of
 from onnxfeat.graph.inference import Types, infer_types, known_types
 from onnxfeat.graph.model_files import relocated
+from onnxfeat.graph.parsing import parse_bytes, parse_file
 from onnxfeat.graph.weights import homes_of, read_tensor, refuse_unsafe
 from onnxfeat.metadata import KEY, Document, read_document
 from onnxfeat.records import Axis
@@ -112,27 +112,24 @@ def read_graph(model: str | Path | bytes | onnx.ModelProto) -> Graph:
     Raises:
         ModelError: The file is missing, not ONNX, truncated, or has no nodes.
     """
+    document, origin = None, "<memory>"
     if isinstance(model, str | Path):
-        path = Path(model)
-        document = read_document(path)
-        content, origin = path.read_bytes(), str(path)
+        origin = str(model)
+        document = read_document(Path(model))
+        proto, digest = parse_file(Path(model))
+    elif isinstance(model, bytes):
+        proto, digest = parse_bytes(model, origin), hashlib.sha256(model).hexdigest()
+    elif isinstance(model, onnx.ModelProto):
+        proto, digest = model, hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     else:
-        document = None
-        content, origin = model if isinstance(model, bytes) else b"", "<memory>"
-    if not isinstance(model, str | Path | bytes | onnx.ModelProto):
         raise ModelError(
             f"{type(model).__name__} is no model: pass the path of an ONNX file, its bytes or a ModelProto"
         )
-    proto = model if isinstance(model, onnx.ModelProto) else _parse(content, origin)
     if not proto.graph.node:
         raise ModelError(
             f"{origin} has no nodes, so there are no layers to see: pass a model that was exported to ONNX"
         )
     _refuse_unreadable_names(proto, origin)
-    if not isinstance(model, onnx.ModelProto):
-        digest = hashlib.sha256(content).hexdigest()
-    else:
-        digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     file = Path(model) if isinstance(model, str | Path) else None
     folder, home, _ = homes_of(file)
     refuse_unsafe(proto, folder, origin, home=home)
@@ -231,15 +228,6 @@ def type_name(element_type: int) -> str | None:
     return names.get(element_type)
 
 
-def _parse(content: bytes, origin: str) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(content)
-    except DecodeError as error:
-        raise ModelError(f"{origin} is damaged and can't be parsed as ONNX: fetch or export it again") from error
-    return model
-
-
 def _behind_link(model: onnx.ModelProto, link: Path) -> tuple[onnx.ModelProto, Path]:
     """Return a model as it is to be read from the file behind a link, where its weights in other files are too.
 
@@ -254,12 +242,27 @@ def _behind_link(model: onnx.ModelProto, link: Path) -> tuple[onnx.ModelProto, P
 
 
 def _refuse_unreadable_names(model: onnx.ModelProto, origin: str) -> None:
-    graph = model.graph
-    names = [model.producer_name, model.producer_version, model.domain, model.doc_string, graph.name, graph.doc_string]
-    names += [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
-    for node in graph.node:
-        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
-    # The parser leaves bytes where a string is not UTF-8.
+    """Raise a `ModelError` if a name is not text: the parser leaves bytes where a string is not UTF-8."""
+    names = [model.producer_name, model.producer_version, model.domain, model.doc_string]
+    names += [name for entry in model.metadata_props for name in (entry.key, entry.value)]
+    nodes = [*model.graph.node]
+    graphs = [model.graph]
+    for function in model.functions:
+        names += [function.name, function.domain, function.overload, *function.input, *function.output]
+        names += function.attribute
+        nodes += function.node
+    while graphs or nodes:  # without recursion, as graphs nest to any depth
+        if graphs:
+            graph = graphs.pop()
+            names += [graph.name, graph.doc_string]
+            names += [x.name for x in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)]
+            nodes += graph.node
+            continue
+        node = nodes.pop()
+        names += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
+        names += [name for x in node.attribute for name in (x.name, x.ref_attr_name)]
+        names += [name for entry in node.metadata_props for name in (entry.key, entry.value)]
+        graphs += subgraphs(node)
     if not all(isinstance(name, str) for name in names):
         raise ModelError(f"{origin} is damaged, it has names that are not text: fetch or export it again")
 

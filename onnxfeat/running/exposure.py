@@ -15,7 +15,7 @@ from onnxfeat.files import refuse_existing
 from onnxfeat.graph.flattening import Inner, names_used
 from onnxfeat.graph.inference import Types
 from onnxfeat.graph.layouts import CHANNELS_FIRST, layouts_of
-from onnxfeat.graph.model_files import write_model
+from onnxfeat.graph.model_files import embed_own, write_model
 from onnxfeat.graph.reading import Graph, numbered, read_graph, type_name
 from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.metadata import KEY, Document, Exposed
@@ -72,6 +72,7 @@ def expose(
     graph = read_graph(model)
     chosen = seen(choose_layers(graph, layers), graph)
     rewritten = exposed_model(graph, chosen, cut=cut, given=inputs)
+    embed_own(rewritten, graph.file)
     write_model(rewritten, Path(path), source=graph.file, weights=weights, overwrite=overwrite)
     return chosen
 
@@ -258,8 +259,11 @@ def _as_input(graph: Graph, name: str, layouts: Mapping[str, str]) -> ModelInput
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(element_type))
     else:
         dtype = "unknown"
+    layout = layouts.get(name)
+    if layout is not None and shape is not None and len(layout) != len(shape):
+        layout = None  # the graph contradicts itself
     # Where nothing in the graph tells (no conv behind the input), ONNX's own convention for pictures holds.
-    layout = layouts.get(name) or (CHANNELS_FIRST[4] if shape is None or len(shape) == 4 else None)
+    layout = layout or (CHANNELS_FIRST[4] if shape is None or len(shape) == 4 else None)
     if shape is None and layout is not None:
         shape = (None,) * len(layout)
     return ModelInput(name=name, shape=shape or (), layout=layout, dtype=dtype)
