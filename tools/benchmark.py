@@ -1,10 +1,13 @@
-"""Measure onnxfeat against what it replaces, whole processes, side by side in one run, as ratios.
+"""Measure onnxfeat against what it replaces, side by side in one run, as ratios.
 
     python tools/benchmark.py draw MODEL.keras PICTURE   # the reference pipeline in Keras against `onnxfeat draw`
+    python tools/benchmark.py extract MODEL.onnx         # all conv and pool maps against the plain run of the model
+    python tools/benchmark.py prefix MODEL.onnx          # one early layer against the plain run of the model
     python tools/benchmark.py import                     # `import onnxfeat` against `import numpy`
 
-Each pair runs one after the other, A B A B, so that a machine whose speed drifts slows both; the median of the pairwise
-ratios is what counts. The model is converted first, which is not measured: it happens once.
+`draw` and `import` time whole processes, `extract` and `prefix` calls in one process. Each pair runs one after the
+other, A B A B, so that a machine whose speed drifts slows both; the median of the pairwise ratios is what counts. The
+model is converted first, which is not measured: it happens once.
 """
 
 from __future__ import annotations
@@ -16,23 +19,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ONNXFEAT = [sys.executable, "-m", "onnxfeat"]
 
 
-def seconds(command: Sequence[str]) -> float:
-    """Return how long a command takes, from start to end of its process."""
-    start = time.perf_counter()
+def seconds(work: Sequence[str] | Callable[[], object]) -> float:
+    """Return how long a command takes, from start to end of its process; or a call."""
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quiet)  # noqa: S603
+    start = time.perf_counter()
+    if callable(work):
+        work()
+    else:
+        subprocess.run(work, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quiet)  # noqa: S603
     return time.perf_counter() - start
 
 
-def pairs(name_a: str, a: Sequence[str], name_b: str, b: Sequence[str], runs: int) -> None:
-    """Run two commands in turn; print the median of each and of their ratio."""
-    seconds(a), seconds(b)  # the first run of each fills the disk cache
+def pairs(
+    name_a: str,
+    a: Sequence[str] | Callable[[], object],
+    name_b: str,
+    b: Sequence[str] | Callable[[], object],
+    runs: int,
+) -> None:
+    """Run two commands or calls in turn; print the median of each and of their ratio."""
+    seconds(a), seconds(b)  # the first run of each fills the caches
     times = [(seconds(a), seconds(b)) for _ in range(runs)]
     for name, column in ((name_a, 0), (name_b, 1)):
         values = sorted(pair[column] for pair in times)
@@ -55,6 +67,36 @@ def draw(model: Path, picture: Path, runs: int) -> None:
             pairs("reference pipeline in Keras", keras, f"onnxfeat draw, {name} file", ours, runs)
 
 
+def extract(model: Path, layers: str | None, runs: int) -> None:
+    """Compare the extraction of layers with the plain run of the same model, call by call, on noise."""
+    import numpy as np
+    import onnxruntime
+
+    from onnxfeat import FeatureExtractor
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    plain = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    extractor = FeatureExtractor(model, layers=layers, provider="cpu")
+    lengths = {"N": 1, "C": 3}
+    sides = zip(extractor.input.shape, extractor.input.layout or "", strict=True)
+    shape = [side if isinstance(side, int) and side > 0 else lengths.get(axis, 224) for side, axis in sides]
+    sample = np.random.default_rng(0).random(shape).astype(extractor.input.dtype)
+    maps = extractor(sample).values()
+    feed = {extractor.input.name: sample}
+    print(
+        f"{len(maps)} layers, {sum(x.channels for x in maps):,} channels, {sum(x.array.nbytes for x in maps):,} bytes"
+    )
+    del maps
+    pairs(
+        f"onnxfeat, {layers or 'all conv and pool layers'}",
+        lambda: extractor(sample),
+        "plain run of the model",
+        lambda: plain.run(None, feed),
+        runs,
+    )
+
+
 def start_up(runs: int) -> None:
     """Compare importing onnxfeat with importing NumPy."""
     python = [sys.executable, "-c"]
@@ -69,10 +111,16 @@ def main() -> None:
     for_draw = commands.add_parser("draw", help="the reference pipeline in Keras against onnxfeat draw")
     for_draw.add_argument("model", type=Path, help="a .keras file")
     for_draw.add_argument("picture", type=Path)
+    for name, layers in (("extract", None), ("prefix", "0")):
+        for_extract = commands.add_parser(name, help="extraction of layers against the plain run")
+        for_extract.add_argument("model", type=Path, help="an ONNX file that takes pictures")
+        for_extract.add_argument("--layers", default=layers, help="selection (default: %(default)s)")
     commands.add_parser("import", help="import onnxfeat against import numpy")
     arguments = parser.parse_args()
     if arguments.command == "draw":
         draw(arguments.model, arguments.picture, arguments.runs)
+    elif arguments.command in ("extract", "prefix"):
+        extract(arguments.model, arguments.layers, arguments.runs)
     else:
         start_up(arguments.runs)
 
