@@ -59,19 +59,30 @@ def quantizations_of(graph: Graph) -> dict[str, Quantization]:
 
 
 def boundary(graph: Graph, value: str) -> str | None:
-    """Return the output of the one QuantizeLinear that all uses of a float value go through, or None.
+    """Return the output of the QuantizeLinear that all uses of a float value go through, or None.
 
-    Watching that output leaves the operators before it fused to one integer kernel: the network that runs is the one
-    that runs unwatched.
+    Where there are several that do the same, it is the first. Watching that output leaves the operators before it fused
+    to one integer kernel: the network that runs is the one that runs unwatched.
     """
     consumers = graph.consumers.get(value, [])
-    if len(consumers) != 1 or value in graph.outputs:
+    if not consumers or value in graph.outputs:
+        return None
+    if any(operator(node) != "QuantizeLinear" or node.input[0] != value for node in consumers):
         return None
     node = consumers[0]
-    if operator(node) != "QuantizeLinear" or node.input[0] != value:
+    if any(_parameters(graph, other) != _parameters(graph, node) for other in consumers[1:]):
         return None
     element_type = graph.types.get(node.output[0], (0, None))[0]
     return str(node.output[0]) if element_type in _INTEGERS or not element_type else None
+
+
+def _parameters(graph: Graph, node: onnx.NodeProto) -> list[object]:
+    """Return scale and zero point of a QuantizeLinear: their numbers where the model holds them, else their names."""
+    numbers = [graph.constant(name) for name in node.input[1:]]
+    return [
+        name if constant is None else (str(constant.dtype), constant.tolist())
+        for name, constant in zip(node.input[1:], numbers, strict=True)
+    ]
 
 
 def _from_inputs(graph: Graph, node: onnx.NodeProto, position: int) -> Quantization | None:
@@ -85,7 +96,7 @@ def _from_inputs(graph: Graph, node: onnx.NodeProto, position: int) -> Quantizat
         return None  # scales of blocks have more axes
     scales = tuple(float(x) for x in scale.ravel().astype(np.float64))
     points = tuple(int(x) for x in zero_point.ravel())
-    if not scales or len(points) not in (1, len(scales)):
+    if not scales or not np.isfinite(scales).all() or len(points) not in (1, len(scales)):
         return None
     if len(scales) == 1:
         return Quantization(scale=scales, zero_point=points[:1])

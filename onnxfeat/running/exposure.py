@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 
 from onnxfeat.errors import LayerError, ModelError
 from onnxfeat.files import refuse_existing
-from onnxfeat.graph.flattening import Inner, names_used
+from onnxfeat.graph.flattening import Inner, names_used, numbered
 from onnxfeat.graph.inference import Types
 from onnxfeat.graph.layouts import CHANNELS_FIRST, layouts_of
 from onnxfeat.graph.model_files import embed_own, write_model
-from onnxfeat.graph.reading import Graph, numbered, read_graph, type_name
+from onnxfeat.graph.reading import Graph, operator, read_graph, type_name
 from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.metadata import KEY, Document, Exposed
 from onnxfeat.records import Axis, Layer, ModelInput, Weights
@@ -25,6 +27,7 @@ from onnxfeat.running.planning import physical_memory, readable
 _UNKNOWN_TO_NUMPY = frozenset(
     number for name, number in onnx.TensorProto.DataType.items() if name.startswith(("BFLOAT", "FLOAT8", "FLOAT4"))
 )
+_X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 _INTEGERS = frozenset((onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.UINT16, onnx.TensorProto.INT16))
 
 
@@ -87,7 +90,8 @@ def exposed_model(
     functions that hold layers are replaced by their nodes; and an If gets one output more for each layer in a branch.
     """
     rewritten = with_outputs(graph, [layer.value for layer in layers], cut=cut)
-    layers = [replace(layer, value=output_of(graph, layer.value)) for layer in layers]
+    given_as = {output.name: output.type.tensor_type.elem_type for output in rewritten.graph.output}
+    layers = [_as_given(replace(layer, value=output_of(graph, layer.value)), given_as) for layer in layers]
     exposed = Exposed(
         # Exposing an exposed file again changes nothing, its origin included.
         source_sha256=graph.document.exposed.source_sha256 if graph.document.exposed else graph.sha256,
@@ -98,6 +102,14 @@ def exposed_model(
     layer_map = tuple(mapped for mapped in graph.document.layer_map if mapped.value in kept)
     store(rewritten, replace(graph.document, layer_map=layer_map, exposed=exposed))
     return rewritten
+
+
+def _as_given(layer: Layer, given_as: Mapping[str, int]) -> Layer:
+    """Return a layer with the numbers of its output, where that is unsigned in place of the file's signed integers."""
+    if layer.dtype != "int8" or given_as.get(layer.value) != onnx.TensorProto.UINT8 or layer.quantization is None:
+        return layer
+    higher = tuple(point + 128 for point in layer.quantization.zero_point)
+    return replace(layer, dtype="uint8", quantization=replace(layer.quantization, zero_point=higher))
 
 
 def _input_if_told(graph: Graph, names: Iterable[str], given: Iterable[str]) -> ModelInput | None:
@@ -149,11 +161,14 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool, shapes: bool
             del rewritten.graph.node[:]
             rewritten.graph.node.extend(graph.main)
     _make_node_names_unique(rewritten.graph)
+    unsigned = {value for value in values if not shapes and _made_unsigned(graph, rewritten.graph, value)}
     present = {output.name for output in rewritten.graph.output}
+    makers: dict[str, onnx.NodeProto] = {}
     for value in values:
         if value in graph.inner:
             name = shape_output(value) if shapes else value
-            _lift(rewritten.graph.node, graph.inner[value], name, graph.types.get(value, (0, None))[0], shapes)
+            makers = makers or _makers(rewritten.graph.node)
+            _lift(makers, graph.inner[value], name, graph.types.get(value, (0, None))[0], shapes)
             rewritten.graph.output.append(onnx.ValueInfoProto(name=name))
         elif shapes:
             rewritten.graph.node.append(onnx.helper.make_node("Shape", [value], [shape_output(value)]))
@@ -164,7 +179,9 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool, shapes: bool
             shape = graph.types[value][1]
             rewritten.graph.output.append(_declared(output_of(graph, value), onnx.TensorProto.FLOAT, shape))
         elif value not in present:
-            rewritten.graph.output.append(_declared(value, *graph.types.get(value, (0, None))))
+            element_type, shape = graph.types.get(value, (0, None))
+            declared = onnx.TensorProto.UINT8 if value in unsigned else element_type
+            rewritten.graph.output.append(_declared(value, declared, shape))
     return rewritten
 
 
@@ -284,14 +301,55 @@ def _cut(graph: Graph, values: Sequence[str], target: onnx.GraphProto) -> None:
     target.value_info.extend(value for value in source.value_info if value.name in made)
 
 
-def _lift(nodes: Sequence[onnx.NodeProto], place: Inner, name: str, element_type: int, shape: bool) -> None:
-    """Make a value inside a branch, or its shape, an output, called `name`, of the If in `nodes`.
+def _made_unsigned(graph: Graph, target: onnx.GraphProto, value: str) -> bool:
+    """Let a QuantizeLinear that gives int8 to one DequantizeLinear give uint8, both zero points 128 higher.
+
+    On x86 ONNX Runtime does so itself (`QDQS8ToU8Transformer`), as its kernels for uint8 are the better ones, but not
+    where the integers are watched; then another kernel would run, and the result move by a step. The numbers that the
+    integers stand for are the same.
+    """
+    quantize, uses = graph.producers.get(value), graph.consumers.get(value, [])
+    if platform.machine().lower() not in _X86:
+        return False
+    if quantize is None or operator(quantize) != "QuantizeLinear" or len(uses) != 1 or value in graph.outputs:
+        return False
+    if operator(uses[0]) != "DequantizeLinear" or len(quantize.input) != 3 or len(uses[0].input) != 3:
+        return False
+    real = uses[0].output[0]
+    readers = sum(list(node.input).count(real) for node in graph.consumers.get(real, []))
+    # A copy for each reader comes first, and leaves two uses of the integers.
+    if readers + (real in graph.outputs) != 1:
+        return False
+    points = [graph.constant(node.input[2]) for node in (quantize, uses[0])]
+    zero_points = [x for x in points if x is not None and x.dtype == np.int8 and x.size == 1]
+    if len(zero_points) < 2 or zero_points[0].item() != zero_points[1].item():
+        return False
+    name = f"{value}/uint8_zero_point"
+    higher = (zero_points[0].astype(np.int16) + 128).astype(np.uint8)
+    target.initializer.append(onnx.numpy_helper.from_array(higher, name))
+    for node in target.node:
+        if value in node.output or (value in node.input and operator(node) == "DequantizeLinear"):
+            node.input[2] = name
+            for attribute in node.attribute:
+                if attribute.name == "output_dtype" and value in node.output:
+                    attribute.i = onnx.TensorProto.UINT8
+    for declared in [x for x in target.value_info if x.name == value]:
+        target.value_info.remove(declared)
+    return True
+
+
+def _makers(nodes: Iterable[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in nodes for name in node.output}
+
+
+def _lift(makers: Mapping[str, onnx.NodeProto], place: Inner, name: str, element_type: int, shape: bool) -> None:
+    """Make a value inside a branch, or its shape, an output, called `name`, of the If that gives the first branch.
 
     The branch that does not hold the value gives an array without elements: it was not taken, or the value was not
     computed. So nothing runs that would not have run.
     """
     (output, branch), *deeper = place.path
-    node = next(node for node in nodes if output in node.output)
+    node = makers[output]
     # To one type for both branches: its own where that is sure, else float32.
     given = onnx.TensorProto.INT64 if shape else element_type if element_type in _INTEGERS else onnx.TensorProto.FLOAT
     for attribute in node.attribute:
@@ -302,7 +360,7 @@ def _lift(nodes: Sequence[onnx.NodeProto], place: Inner, name: str, element_type
             empty = onnx.helper.make_tensor("", given, [0], [])
             graph.node.append(onnx.helper.make_node("Constant", [], [inside], value=empty))
         elif deeper:
-            _lift(graph.node, Inner(path=tuple(deeper), name=place.name), inside, element_type, shape)
+            _lift(_makers(graph.node), Inner(path=tuple(deeper), name=place.name), inside, element_type, shape)
         elif shape:
             graph.node.append(onnx.helper.make_node("Shape", [place.name], [inside]))
         elif given == element_type:
@@ -315,7 +373,7 @@ def _lift(nodes: Sequence[onnx.NodeProto], place: Inner, name: str, element_type
 
 def _make_node_names_unique(graph: onnx.GraphProto) -> None:
     """Number nodes that bear the name of an earlier one: ONNX Runtime refuses such a graph."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for node in graph.node:
         if node.name:
             node.name = numbered(node.name, taken)

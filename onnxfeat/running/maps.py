@@ -20,6 +20,11 @@ def why_no_map(array: Any, layer: Layer) -> str:
         return f"gave an array of shape {array.shape}, where the graph promises the axes {layer.layout}"
     if 0 in array.shape:
         return f"gave an empty array of shape {array.shape}"
+    quantization = layer.quantization
+    if quantization is not None and quantization.axis is not None:
+        length, numbers = array.shape[quantization.axis], len(quantization.scale)
+        if length != numbers:
+            return f"gave {length} slices along axis {quantization.axis}, and its quantization has {numbers} scales"
     return ""
 
 
@@ -29,6 +34,8 @@ def map_of(array: NDArray[Any], layer: Layer) -> FeatureMap:
     batch = layout.index("N")
     first = np.take(array, [0], axis=batch) if array.shape[batch] > 1 else array
     saturated = None
+    if layer.dtype == "int8" and first.dtype == np.uint8:  # taken 128 higher, see `onnxfeat.running.exposure`
+        first = (first ^ 0x80).view(np.int8)
     if layer.quantization is not None and first.dtype.kind in "iu":
         saturated = layer.quantization.saturated(first)
         first = layer.quantization.dequantize(first)
