@@ -223,7 +223,7 @@ class Preprocessing:
             if self.size is not None:
                 size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(x) for x in self.size)
                 object.__setattr__(self, "size", size)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise PictureError(
                 f"size, scale, mean and std of the preprocessing must be numbers ({error}): pass others"
             ) from error
@@ -301,12 +301,16 @@ class ModelInput:
         return bool(self.shape) and (not isinstance(self.shape[0], int) or self.shape[0] <= 1)
 
     @property
+    def letters(self) -> str:
+        """A letter for each axis: the layout; where it is unknown, `N` for the axis that counts samples, else `?`."""
+        return self.layout or ("N" if self.is_batched else "").ljust(len(self.shape), "?")
+
+    @property
     def is_open(self) -> bool:
         """Whether it leaves a length open, that of its batch apart."""
-        letters = (self.layout or "N").ljust(len(self.shape), "?")
         return any(
             axis != "N" and not (isinstance(side, int) and side > 0)
-            for side, axis in zip(self.shape, letters, strict=True)
+            for side, axis in zip(self.shape, self.letters, strict=True)
         )
 
     @property
@@ -523,7 +527,7 @@ class Change:
             "largest": self.largest if np.isfinite(self.largest) else None,
             "relative": self.relative if np.isfinite(self.relative) else None,
             "equal": self.equal,
-            "noise": self.noise,
+            "noise": self.noise if self.noise is None or np.isfinite(self.noise) else None,
         }
 
 

@@ -537,14 +537,12 @@ def test_the_maps_of_a_part_are_freed_before_the_next_is_asked_for(tmp_path: Pat
 
 
 MEMORY_OF_DRAWING = """
-import dataclasses, resource, sys
+import dataclasses, sys
 from pathlib import Path
 import numpy as np
 from onnxfeat.drawing.gallery import save_pictures
+from measuring import peak
 from test_gallery import as_map, run_of
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 folder, layout, *shape = sys.argv[1:]
 save_pictures(run_of({"conv": np.zeros((1, 2, 3, 4))}), Path(folder, "small"))  # what is imported and kept once

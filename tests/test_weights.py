@@ -788,13 +788,14 @@ def test_a_written_model_holds_the_same_numbers(
 
 
 MEASURED = """
-import os, resource, sys, time
+import os, sys, time
 from pathlib import Path
 import numpy, onnx, onnx.numpy_helper
 from onnxfeat.graph.model_files import write_model
 from onnxfeat.graph.weights import read_tensor, refuse_unsafe
+import measuring
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return measuring.peak() >> 20
 folder = Path(sys.argv[1])
 def model_of(path):
     return onnx.load(path, load_external_data=False)
@@ -809,7 +810,9 @@ print(peak() - before, time.perf_counter() - start)
 def measured(folder: Path, work: str) -> tuple[int, float]:
     """Run `work` in a process of its own; return by how many MB its peak memory grew, and its seconds."""
     code = MEASURED.replace("{work}", work)
-    result = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", code, str(folder.absolute())]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)
     grown, seconds = result.stdout.split()
     return int(grown), float(seconds)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +38,7 @@ from onnxfeat.running.images import (
 )
 from onnxfeat.running.maps import map_of, why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, readable
-from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
+from onnxfeat.running.runtime import CPU, extra_inputs, fed, first_line, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -118,6 +121,7 @@ class FeatureExtractor:
             and not contains(path, b"location")
         )
         if self._as_it_is and document.exposed is not None and document.exposed.input is not None:
+            document.exposed.refuse_unclear(self.model_name)
             exposed = document.exposed.layers
             chosen = exposed if layers is None else select(exposed, layers)
             self.input = document.exposed.input
@@ -134,6 +138,8 @@ class FeatureExtractor:
             preprocessing, document.preprocessing, self.input
         )
         self._exposed = document.exposed
+        self._is_on_gpu = False
+        self._part_graph: Graph | None = None
         self._opened: tuple[str, ...] = ()
         self._session: Any
         self._extras: dict[str, Any] = {}
@@ -214,7 +220,7 @@ class FeatureExtractor:
             position = 0
             for picture, name in zip(batch, names_of(batch), strict=True):
                 start = time.perf_counter()
-                samples = load_samples(picture, self.input, self.preprocessing, max(self.max_bytes, _LEAST_INPUT))
+                samples = load_samples(picture, self.input, self.preprocessing, self.most_input)
                 count = len(samples) if self.input.is_batched else 1
                 for index in range(count):
                     maps, left_out = self._run(samples[index : index + 1] if self.input.is_batched else samples, group)
@@ -269,6 +275,11 @@ class FeatureExtractor:
         """Return the layers in the groups that a run on this picture takes one after the other."""
         return self._plan(self._shapes([picture]))
 
+    @property
+    def most_input(self) -> int:
+        """Bytes that the model's input may take."""
+        return max(self.max_bytes, _LEAST_INPUT)
+
     def _refuse_to_hold(self, size: int, samples: int) -> None:
         if size > self.max_bytes:
             raise PictureError(
@@ -297,14 +308,14 @@ class FeatureExtractor:
         return picture_input(graph, names, self._given)
 
     def _shapes(self, batch: Sequence[Picture]) -> frozenset[tuple[int, ...]]:
-        shapes = {shape_of(picture, self.input, self.preprocessing) for picture in batch}
+        shapes = {shape_of(picture, self.input, self.preprocessing, self.most_input) for picture in batch}
         return frozenset(shape for shape in shapes if shape)
 
     def _samples(self, picture: Picture) -> int:
         """Return how many samples a picture stands for: a preprocessed array may hold several."""
         if not self.input.is_batched or not is_preprocessed(picture, self.input):
             return 1
-        return len(load_samples(picture, self.input, self.preprocessing))
+        return len(load_samples(picture, self.input, self.preprocessing, self.most_input))
 
     def _plan(self, shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[Layer, ...], ...]:
         """Return the passes for inputs of these shapes; what is not known yet is one pass."""
@@ -347,36 +358,74 @@ class FeatureExtractor:
     def _open(self, group: Sequence[Layer]) -> None:
         """Make the session one that gives these layers."""
         values = tuple(dict.fromkeys(layer.value for layer in group))
-        whole = {layer.value for layer in self.layers}
         if self._opened == values:
             return
         self._session = None  # before the next one takes its memory
         content: Path | bytes
-        if self._as_it_is and set(values) == whole:
-            content, folder = Path(cast(str, self._model)), None
+        folder, is_part = None, set(values) != {layer.value for layer in self.layers}
+        if self._as_it_is and not is_part:
+            content = Path(cast(str, self._model))
         else:
             from onnxfeat.running.exposure import with_outputs
 
             graph = self._read()
+            names: Sequence[str] = values
+            if is_part and self._optimized() is not None:
+                graph, names = cast("Graph", self._optimized()), [self._output_of(value) for value in values]
             folder = graph.folder
-            content = with_outputs(graph, values, cut=True).SerializeToString()
-        self._session, self.provider = open_session(content, self._asked_provider, self.model_name, folder)
+            content = with_outputs(graph, names, cut=True).SerializeToString()
+        self._session, self.provider = open_session(
+            content, self._asked_provider, self.model_name, folder, optimized=not is_part or self._part_graph is None
+        )
         self._opened = values
         if isinstance(content, Path) and self._exposed is not None:
             self._exposed.refuse_lost((x.name for x in self._session.get_outputs()), self.model_name)
         known = () if self._graph is None else self._graph.inputs
         self._extras = extra_inputs(self._session, self.input.name, self._given, self.model_name, known)
 
-    def _run(self, sample: NDArray[Any], group: Sequence[Layer]) -> tuple[dict[str, FeatureMap], dict[str, str]]:
-        """Return the maps of some layers for one sample, and why others have none; a fixed batch is filled."""
+    def _optimized(self) -> Graph | None:
+        """Return the graph as ONNX Runtime optimizes it with all layers watched, for the passes to be cut from.
+
+        What is fused depends on which values are watched, and the last bits of a map on what is fused: cut from one
+        optimized graph, passes give the same bytes as one pass does. On CUDA there is none, as what ONNX Runtime saves
+        there is not made to be loaded again; maps may then differ by rounding from those of one pass.
+        """
+        if self._part_graph is None and not self._is_on_gpu:
+            from onnxfeat.graph.reading import read_graph
+            from onnxfeat.running.exposure import with_outputs
+
+            graph = self._read()
+            values = [layer.value for layer in self.layers]
+            watched = list(dict.fromkeys([*graph.outputs, *values])) if self._as_it_is else values
+            folder = tempfile.mkdtemp(prefix="onnxfeat-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            file = Path(folder, "optimized.onnx")
+            content = with_outputs(graph, watched, cut=True).SerializeToString()
+            _, provider = open_session(content, self._asked_provider, self.model_name, graph.folder, save_to=file)
+            if provider.got == CPU:
+                self._part_graph = read_graph(file)
+            else:
+                self._is_on_gpu = True
+        return self._part_graph
+
+    def values(self, sample: NDArray[Any], group: Sequence[Layer]) -> dict[str, Any]:
+        """Return what the model gives for some layers, by the names of their values, as it is.
+
+        Args:
+            sample: Input in the model's layout and element type; a fixed batch is filled with copies of one sample.
+            group: Layers of one pass (see `groups`).
+
+        Raises:
+            ModelError: The model fails while it runs.
+        """
+        self._open(group)
         fixed = self.input.axis("N") or 1
         if fixed > 1 and self.input.layout is not None and len(sample) == 1:
             sample = np.repeat(sample, fixed, axis=self.input.layout.index("N"))
         feed = {self.input.name: fed(sample, self.input), **self._extras}
         outputs = {layer.value: self._output_of(layer.value) for layer in group}
-        names = list(dict.fromkeys(outputs.values()))
         try:
-            results = dict(zip(names, self._session.run(names, feed), strict=True))
+            results = self._session.run(list(outputs.values()), feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             shape = " x ".join(str(side) for side in sample.shape)
             hint = ""
@@ -385,14 +434,18 @@ class FeatureExtractor:
             raise ModelError(
                 f"ONNX Runtime could not run {self.model_name} on an input of {shape}: {first_line(error)}{hint}"
             ) from error
+        return dict(zip(outputs, results, strict=True))
+
+    def _run(self, sample: NDArray[Any], group: Sequence[Layer]) -> tuple[dict[str, FeatureMap], dict[str, str]]:
+        """Return the maps of some layers for one sample, and why others have none."""
+        results = self.values(sample, group)
         maps: dict[str, FeatureMap] = {}
         left_out: dict[str, str] = {}
-        uses = Counter(outputs[layer.value] for layer in group)
+        uses = Counter(layer.value for layer in group)
         for layer in group:
-            name = outputs[layer.value]
-            uses[name] -= 1
+            uses[layer.value] -= 1
             # What is not needed any more goes, so that a map and its float32 form are in memory one layer at a time.
-            array = results[name] if uses[name] else results.pop(name)
+            array = results[layer.value] if uses[layer.value] else results.pop(layer.value)
             why = why_no_map(array, layer)
             if why:
                 left_out[layer.name] = why

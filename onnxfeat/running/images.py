@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,12 +62,14 @@ def load_samples(
         )
     content = _content(picture)
     if isinstance(content, np.ndarray) and (content.ndim == 4 or not target.is_picture):
-        _refuse_large(content.size * input_type(target).itemsize, name, max_bytes)
+        refuse_large(content.shape, target, name, max_bytes)
         return _preprocessed(content, target, name)
+    if path is not None and isinstance(content, np.ndarray):
+        _refuse_bomb(content, name)
     image = content if isinstance(content, Image.Image) else _as_image(np.asarray(content), name)
     height, width = _size(image, target, preprocessing)
-    size = height * width * CHANNELS[preprocessing.color] * input_type(target).itemsize
-    _refuse_large(size, f"{name} at {height} x {width}", max_bytes)
+    shape = (target.axis("N") or 1, height, width, CHANNELS[preprocessing.color])
+    refuse_large(shape, target, f"{name} at {height} x {width}", max_bytes)
     channels = target.axis("C")
     if channels is not None and channels != CHANNELS[preprocessing.color]:
         fitting = [color for color, count in CHANNELS.items() if count == channels]
@@ -93,12 +97,21 @@ def is_preprocessed(picture: Picture, target: ModelInput) -> bool:
     return isinstance(picture, np.ndarray) and picture.ndim == 4
 
 
-def shape_of(picture: Picture, target: ModelInput, preprocessing: Preprocessing) -> tuple[int, ...]:
+def shape_of(
+    picture: Picture, target: ModelInput, preprocessing: Preprocessing, max_bytes: int | None = None
+) -> tuple[int, ...]:
     """Return the shape that `load_samples` gives one sample of a picture, without decoding the picture.
 
     Raises:
-        PictureError: The picture can't be read.
+        PictureError: The picture can't be read, or a batch of it is larger than `max_bytes` as input.
     """
+    shape = _shape_of(picture, target, preprocessing)
+    name = str(picture) if isinstance(picture, str | Path) else "the array"
+    refuse_large((target.axis("N") or 1, *shape), target, f"{name} at {' x '.join(map(str, shape))}", max_bytes)
+    return shape
+
+
+def _shape_of(picture: Picture, target: ModelInput, preprocessing: Preprocessing) -> tuple[int, ...]:
     if target.is_picture and not is_preprocessed(picture, target):
         fixed = target.axis("H") is not None and target.axis("W") is not None
         if fixed or preprocessing.size:
@@ -107,6 +120,8 @@ def shape_of(picture: Picture, target: ModelInput, preprocessing: Preprocessing)
             height, width = _header(Path(picture))
         else:
             content = _content(picture)
+            if not isinstance(content, Image.Image) and np.ndim(content) not in (2, 3):
+                _as_image(np.asarray(content), "the array")  # raises the error that says what is wanted
             width, height = content.size if isinstance(content, Image.Image) else np.shape(content)[1::-1]
         sides = {"N": 1, "C": target.axis("C") or CHANNELS[preprocessing.color], "H": height, "W": width}
         return tuple(sides[letter] for letter in target.layout or "")
@@ -161,8 +176,10 @@ def load_array(source: str | Path | NDArray[Any]) -> NDArray[Any]:
     path = Path(source)
     try:
         _refuse_other(path)
-        # Mapped, not read: nothing is allocated for a header that promises more than the file holds.
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the size that a header promises overflows: it is refused
+            # Mapped, not read: nothing is allocated for a header that promises more than the file holds.
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError:
         raise PictureError(f"there is no file {path}: check the path of the array") from None
     except PictureError:
@@ -191,7 +208,9 @@ def _content(picture: Picture) -> Image.Image | NDArray[Any]:
     return load_array(path) if path.suffix.lower() == ".npy" else _open(path)
 
 
-def _refuse_large(size: int, name: str, max_bytes: int | None) -> None:
+def refuse_large(shape: Sequence[int], target: ModelInput, name: str, max_bytes: int | None) -> None:
+    """Raise a `PictureError` if an input of this shape takes more than `max_bytes`; None means any size."""
+    size = math.prod(shape) * input_type(target).itemsize
     if max_bytes is not None and size > max_bytes:
         raise PictureError(
             f"{name} takes {size:,} bytes as the model's input, more than the {max_bytes:,} of max_bytes: pass a "
@@ -217,6 +236,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         _refuse_other(path)
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are damaged; what matters is whether the pixels can be had
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except FileNotFoundError:
@@ -241,6 +261,16 @@ def _refuse_other(path: Path) -> None:
         raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it")
     if path.exists() and not path.is_file():  # it would be waited for without end
         raise PictureError(f"{path} is a device or pipe, a picture is wanted: write it to a file first")
+
+
+def _refuse_bomb(array: NDArray[Any], name: str) -> None:
+    """Raise a `PictureError` for a file whose header promises more pixels than Pillow takes of a picture file."""
+    pixels, most = math.prod(array.shape[:2]), Image.MAX_IMAGE_PIXELS or sys.maxsize
+    if pixels > most:
+        raise PictureError(
+            f"{name} is too large to be taken as a picture safely ({pixels:,} pixels, at most {most:,}): pass a "
+            f"smaller picture"
+        )
 
 
 def _as_image(array: NDArray[Any], name: str) -> Image.Image:
@@ -312,7 +342,7 @@ def _level_table(preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[
 def _preprocessed(array: NDArray[Any], target: ModelInput, name: str) -> NDArray[Any]:
     if target.is_batched and array.ndim == len(target.shape) - 1 and target.axis("N") in (None, 1):
         array = array[None]
-    letters = target.layout or ("N" if target.is_batched else "?").ljust(len(target.shape), "?")
+    letters = target.letters
     fits = array.ndim == len(target.shape) and all(
         letter == "N" or not isinstance(wanted, int) or wanted < 1 or wanted == side
         for letter, wanted, side in zip(letters, target.shape, array.shape, strict=True)
@@ -325,4 +355,5 @@ def _preprocessed(array: NDArray[Any], target: ModelInput, name: str) -> NDArray
     dtype = input_type(target)
     if not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise PictureError(f"{name} has type {array.dtype}, the input {target.name!r} wants {target.dtype}: convert it")
-    return np.ascontiguousarray(array, dtype=dtype)
+    with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is told as such
+        return np.ascontiguousarray(array, dtype=dtype)

@@ -41,7 +41,7 @@ def budget_of(size: int | str) -> int:
             number = float(found[1]) * units[found[2].upper()]
     else:
         number = size
-    if not number >= 1:
+    if not 1 <= number < 2**63:
         raise PictureError(f"max_bytes {size!r} is no number of bytes: pass for instance 512MB, 2GiB or 1000000")
     return int(number)
 
@@ -53,8 +53,9 @@ def readable(size: int) -> str:
         >>> readable(512_000_000), readable(12 * 10**12)
         ('512 MB', '12 TB')
     """
-    unit = next((unit for unit in "TGMK" if size >= _UNITS[unit]), "")
-    return f"{size / _UNITS[unit]:.3g} {unit}B" if unit else f"{size} bytes"
+    unit = next((unit for unit in "TGMK" if size >= 0.9995 * _UNITS[unit]), "")
+    number = size / _UNITS[unit]
+    return f"{number:.0f} {unit}B" if number >= 100 and unit else f"{number:.3g} {unit}B" if unit else f"{size} bytes"
 
 
 def bytes_of(layer: Layer, shape: Sequence[Axis] | None) -> int | None:

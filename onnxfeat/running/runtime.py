@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("onnxfeat")
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _BFLOAT16 = 16  # number of the type in TensorProto.DataType
 _RUNTIME_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -31,11 +31,18 @@ _RUNTIME_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(bool)": np.dtype(np.bool_),
     **{f"tensor({name})": np.dtype(name) for name in "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()},
 }
+_WEIGHTS_APART = {"file_name": "weights", "min_size_in_bytes": "1024"}
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors reach us as exceptions, or are told in our own words
 
 
 def open_session(
-    content: Path | bytes, provider: Provider, model_name: str, folder: Path | None = None, *, optimized: bool = True
+    content: Path | bytes,
+    provider: Provider,
+    model_name: str,
+    folder: Path | None = None,
+    *,
+    optimized: bool = True,
+    save_to: Path | None = None,
 ) -> tuple[onnxruntime.InferenceSession, ProviderChoice]:
     """Open a session; what counts is the provider that it has, never the one that was asked for.
 
@@ -45,14 +52,19 @@ def open_session(
         model_name: Name of the model, for messages.
         folder: Where a model that comes as bytes has the weights that it keeps in other files.
         optimized: Whether ONNX Runtime may fuse and fold nodes; False runs the graph as it is written.
+        save_to: Where to save the graph as it was optimized, its weights in a file beside it.
     """
     runtime = _import_runtime()
     available = runtime.get_available_providers()
-    wanted = [_CUDA, _CPU] if provider != "cpu" and _CUDA in available else [_CPU]
+    wanted = [_CUDA, CPU] if provider != "cpu" and _CUDA in available else [CPU]
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     if folder is not None and isinstance(content, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    if save_to is not None:
+        options.optimized_model_filepath = os.fspath(save_to)
+        for option, value in _WEIGHTS_APART.items():
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{option}", value)
     if not optimized:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
