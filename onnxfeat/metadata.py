@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,9 @@ SCHEMA_VERSION = 1
 _IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# What reading a document that is none may raise.
+_DAMAGED = (ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError, PictureError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +109,18 @@ class Exposed:
     input: ModelInput | None
     layers: tuple[Layer, ...]
 
+    def refuse_unclear(self, origin: str) -> None:
+        """Raise a `ModelError` if there are no layers, or two of one name."""
+        if len({layer.name for layer in self.layers}) < max(len(self.layers), 1):
+            problem = "two layers of one name" if self.layers else "no layer"
+            raise ModelError(
+                f"the onnxfeat metadata in {origin} list {problem}: another tool changed the file; expose the original "
+                f"again"
+            )
+
     def refuse_lost(self, outputs: Iterable[str], origin: str) -> None:
-        """Raise a `ModelError` if a layer's value is not among the file's outputs any more."""
+        """Raise a `ModelError` if a layer's value is not among the file's outputs any more; and as `refuse_unclear`."""
+        self.refuse_unclear(origin)
         lost = {layer.value for layer in self.layers}.difference(outputs)
         if lost:
             raise ModelError(
@@ -156,7 +171,7 @@ class Document:
             version = data["schema_version"]
             if version != SCHEMA_VERSION:
                 raise ModelError(
-                    f"{origin} carries onnxfeat metadata of version {version}, this onnxfeat reads version "
+                    f"{origin} carries onnxfeat metadata of version {version!r:.20}, this onnxfeat reads version "
                     f"{SCHEMA_VERSION}: update onnxfeat, or convert the model again"
                 )
             exposed_data = data.get("exposed")
@@ -175,10 +190,16 @@ class Document:
                 input=None if picture_input is None else ModelInput.from_json(picture_input),
                 exposed=exposed,
             )
-            layers: list[MappedLayer | Layer] = [*document.layer_map, *(exposed.layers if exposed else ())]
-            for layer in layers:
-                _check(layer.kind, layer.layout)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PictureError) as error:
+            _check(document)
+        except (
+            ValueError,
+            ArithmeticError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            PictureError,
+        ) as error:
             raise ModelError(
                 f"the onnxfeat metadata in {origin} is damaged ({type(error).__name__}: {error}): convert or expose "
                 f"the model again"
@@ -186,11 +207,68 @@ class Document:
         return document
 
 
-def _check(kind: str, layout: str | None) -> None:
+def _check(document: Document) -> None:
+    """Raise a `ValueError` unless each field holds what its record says: anybody may have edited the file."""
+    exposed, inputs = document.exposed, [document.input]
+    if exposed is not None:
+        _check_texts(exposed, "source_sha256")
+        inputs.append(exposed.input)
+    for mapped in document.layer_map:
+        _check_texts(mapped, "name", "keras_class", maybe=("value",))
+        _check_axes(mapped.kind, mapped.layout, None)
+    for layer in exposed.layers if exposed else ():
+        _check_texts(layer, *_LAYER_TEXTS, maybe=("activation", "dtype", "source"))
+        _check_axes(layer.kind, layer.layout, layer.shape)
+        _check_numbers(layer)
+    for target in inputs:
+        if target is not None:
+            _check_texts(target, "name", "dtype")
+            _check_axes("other", target.layout, target.shape)
+            if target.layout is not None and len(target.layout) != len(target.shape):
+                raise ValueError(f"layout {target.layout!r} of shape {target.shape!r:.80}")
+    document.to_text().encode()  # raises where a name has what no text may: half of a surrogate pair
+
+
+_LAYER_TEXTS = ("name", "op_type", "value", "raw_value", "node", "note", "unseen")
+
+
+def _check_texts(record: object, *names: str, maybe: Iterable[str] = ()) -> None:
+    for name in (*names, *maybe):
+        text = getattr(record, name)
+        if not isinstance(text, str) and not (text is None and name in maybe):
+            raise ValueError(f"{name} {text!r:.80}")
+
+
+def _check_axes(kind: Any, layout: Any, shape: Any) -> None:
     if kind not in get_args(Kind):
-        raise ValueError(f"kind {kind!r}")
-    if layout is not None and (layout.count("N") != 1 or layout.count("C") != 1):
-        raise ValueError(f"layout {layout!r}")
+        raise ValueError(f"kind {kind!r:.80}")
+    if layout is not None and not (isinstance(layout, str) and re.fullmatch(_LAYOUT, layout)):
+        raise ValueError(f"layout {layout!r:.80}")
+    if shape is not None and not (isinstance(shape, tuple) and all(isinstance(x, int | str | None) for x in shape)):
+        raise ValueError(f"shape {shape!r:.80}")
+
+
+def _check_numbers(layer: Layer) -> None:
+    for name in ("reduction", "receptive_field"):
+        numbers = getattr(layer, name)
+        if numbers is not None and not _are_numbers(numbers):
+            raise ValueError(f"{name} {numbers!r:.80}")
+    found = layer.quantization
+    if found is None:
+        return
+    lengths = {1} if found.axis is None else {len(found.scale)}
+    if not _are_numbers(found.scale) or not all(isinstance(x, int) for x in found.zero_point):
+        raise ValueError(f"quantization {found!r:.80}")
+    if {len(found.scale), len(found.zero_point)} != lengths or (found.axis or 0) not in range(len(layer.layout or "")):
+        raise ValueError(f"quantization {found!r:.80}")
+
+
+def _are_numbers(numbers: Any) -> bool:
+    return isinstance(numbers, tuple) and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+
+
+# Each axis once, N and C among them.
+_LAYOUT = r"(?=.*N)(?=.*C)(?!.*(.).*\1)[NCDHWT]+"
 
 
 def read_document(path: Path) -> Document:

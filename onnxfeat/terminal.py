@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import typer
@@ -14,6 +14,8 @@ import typer
 from onnxfeat.drawing.arrangements import remarks
 from onnxfeat.errors import OnnxfeatError, OutputError
 from onnxfeat.records import Check, Layer
+
+_WIDEST = 200  # characters of a column
 
 
 def summary(record: dict[str, Any]) -> Iterator[str]:
@@ -85,7 +87,8 @@ def print_table(layers: Sequence[Layer], positions: Sequence[str]) -> None:
         "source",
         "note",
     )
-    rows = [_row(layer, positions) for layer in layers]
+    numbers = {name: number for number, name in enumerate(positions)}
+    rows = [_row(layer, numbers) for layer in layers]
     if all(row[-1] == "-" for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     _print_columns([head, *rows])
@@ -99,7 +102,7 @@ def print_check(found: Check) -> None:
             largest = "none" if change.equal else f"{change.largest:.2g}"
             relative = "-" if change.equal else f"{change.relative:.1e}"
             noise = "-" if change.noise is None else f"{change.noise:.1e}"
-            rows.append((what, _printable(change.name), largest, relative, noise))
+            rows.append((what, change.name, largest, relative, noise))
     _print_columns(rows)
 
 
@@ -128,9 +131,16 @@ def verdict(found: Check) -> Iterator[str]:
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    rows = [[_cell(text) for text in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(text: str) -> str:
+    """Return text that fits into a column; JSON has it whole."""
+    shown = _printable(text)
+    return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 3]}..."
 
 
 def _printable(text: str) -> str:
@@ -138,10 +148,10 @@ def _printable(text: str) -> str:
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
-def _row(layer: Layer, positions: Sequence[str]) -> tuple[str, ...]:
+def _row(layer: Layer, numbers: Mapping[str, int]) -> tuple[str, ...]:
     return (
-        str(positions.index(layer.name)) if layer.name in positions else "-",
-        _printable(layer.name),
+        str(numbers.get(layer.name, "-")),
+        layer.name,
         "vector" if layer.is_vector else layer.kind,
         layer.op_type,
         layer.activation or "-",
@@ -149,7 +159,7 @@ def _row(layer: Layer, positions: Sequence[str]) -> tuple[str, ...]:
         _sides(layer.spatial),
         _sides(layer.reduction),
         "all" if layer.reduction and layer.receptive_field is None else _sides(layer.receptive_field),
-        _printable(layer.source or "-"),
+        layer.source or "-",
         layer.unseen or layer.note or "-",
     )
 
@@ -177,8 +187,9 @@ def print_line(text: str) -> None:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    print_line(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout; what a terminal could take for a command is escaped, as JSON does."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    print_line("".join(x if x.isprintable() or x == "\n" else json.dumps(x)[1:-1] for x in text))
 
 
 def say(quiet: bool, text: str) -> None:
@@ -186,7 +197,7 @@ def say(quiet: bool, text: str) -> None:
     if quiet or sys.stderr is None:  # None where the caller closed it
         return
     try:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201  # stderr is talk
+        print(_printable(text), file=sys.stderr, flush=True)  # noqa: T201  # stderr is talk
     except OSError:  # talk that nobody can hear is no reason to fail
         _drop(sys.stderr)
 
@@ -208,12 +219,19 @@ def errors_told(debug: bool) -> Iterator[None]:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
         _drop(sys.stdout)
         raise typer.Exit(0) from None
+    except (typer.Exit, typer.BadParameter):  # the first is a RuntimeError
+        raise
     except OnnxfeatError as error:
         if debug:
             raise
         say(False, f"onnxfeat: {error}")
         raise typer.Exit(1) from error
-    except (OSError, MemoryError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except MemoryError as error:
+        if debug:
+            raise
+        say(False, "onnxfeat: the memory is not enough for this: pass a smaller picture or --size, or fewer layers")
+        raise typer.Exit(1) from error
+    except Exception as error:
         if debug:
             raise
         say(

@@ -81,6 +81,26 @@ def names_used(node: onnx.NodeProto) -> Iterator[str]:
             yield from names_used(inner)
 
 
+def numbered(name: str, taken: dict[str, int]) -> str:
+    """Return a name, or `name#2`, `name#3` where it is taken, and note what is returned.
+
+    Args:
+        name: The name.
+        taken: Each name that is taken, to the largest number that it was given.
+
+    Example:
+        >>> taken = {"conv": 1}
+        >>> numbered("conv", taken), numbered("conv", taken)
+        ('conv#2', 'conv#3')
+    """
+    unique = name
+    while unique in taken:  # begins behind the last number, or very many nodes of one name would take hours
+        taken[name] += 1
+        unique = f"{name}#{taken[name]}"
+    taken[unique] = 1
+    return unique
+
+
 def ordered(nodes: Iterable[onnx.NodeProto], origin: str) -> list[onnx.NodeProto]:
     """Return the nodes of one graph in an order of execution: their own if it is one.
 
@@ -144,8 +164,7 @@ def inline_functions(model: onnx.ModelProto, origin: str) -> onnx.ModelProto:
                 )
     flat = onnx.ModelProto()
     flat.CopyFrom(model)
-    taken = {name for node in model.graph.node for name in node.output}
-    taken.update(x.name for x in (*model.graph.input, *model.graph.initializer))
+    taken = _names_in(model.graph, model.graph.node)
     call = _Inliner({key: functions[key] for key in wanted}, taken)
     call.replace_calls(flat.graph)
     used = _reachable(flat.graph.node, functions)
@@ -167,8 +186,7 @@ def view_of(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], origin: str) ->
         origin: Name of the file, for messages.
     """
     view = View()
-    taken = {name for node in nodes for name in node.output}
-    taken.update(x.name for x in (*graph.input, *graph.initializer))
+    taken = _names_in(graph, nodes)
     _look_into(view, nodes, {}, (), "", taken, origin)
     return view
 
@@ -180,6 +198,13 @@ _Key = tuple[str, str, str]
 
 def _key(node: onnx.NodeProto) -> _Key:
     return node.domain, node.op_type, node.overload
+
+
+def _names_in(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """Return the values of a graph as `numbered` wants them."""
+    taken = dict.fromkeys((name for node in nodes for name in node.output), 1)
+    taken.update((x.name, 1) for x in (*graph.input, *graph.initializer))
+    return taken
 
 
 def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -240,7 +265,7 @@ def _with_layers(functions: Mapping[_Key, onnx.FunctionProto], origin: str) -> t
 class _Inliner:
     """Replaces calls of functions by their nodes, with names that nothing else bears."""
 
-    def __init__(self, functions: Mapping[_Key, onnx.FunctionProto], taken: set[str]) -> None:
+    def __init__(self, functions: Mapping[_Key, onnx.FunctionProto], taken: dict[str, int]) -> None:
         self._functions = functions
         self._taken = taken
         self._counts: dict[str, int] = {}
@@ -270,7 +295,7 @@ class _Inliner:
         for inner in function.node:
             for name in inner.output:
                 if name and name not in values:
-                    values[name] = self._free(f"{prefix}/{name}")
+                    values[name] = numbered(f"{prefix}/{name}", self._taken)
             copy = onnx.NodeProto()
             copy.CopyFrom(inner)
             copy.name = f"{prefix}/{inner.name or inner.op_type}"
@@ -282,13 +307,6 @@ class _Inliner:
     def _count(self, op_type: str) -> int:
         self._counts[op_type] = self._counts.get(op_type, -1) + 1
         return self._counts[op_type]
-
-    def _free(self, name: str) -> str:
-        unique, number = name, 2
-        while unique in self._taken:
-            unique, number = f"{name}#{number}", number + 1
-        self._taken.add(unique)
-        return unique
 
 
 def _rename(node: onnx.NodeProto, values: Mapping[str, str]) -> None:
@@ -331,7 +349,7 @@ def _look_into(
     names: Mapping[str, str],
     path: tuple[Branch, ...],
     prefix: str,
-    taken: set[str],
+    taken: dict[str, int],
     origin: str,
 ) -> None:
     """Append nodes to the view, with their names there; those of If branches first."""
@@ -369,7 +387,7 @@ def _look_into_branch(
     path: tuple[Branch, ...],
     outer: Mapping[str, str],
     prefix: str,
-    taken: set[str],
+    taken: dict[str, int],
     origin: str,
 ) -> list[str]:
     """Add one branch to the view; return the names there of what it gives."""
@@ -377,10 +395,7 @@ def _look_into_branch(
     local = [name for node in graph.node for name in node.output if name]
     local += [tensor.name for tensor in graph.initializer]
     for name in local:
-        unique, number = f"{prefix}{name}", 2
-        while unique in taken:
-            unique, number = f"{prefix}{name}#{number}", number + 1
-        taken.add(unique)
+        unique = numbered(f"{prefix}{name}", taken)
         names[name] = unique
         view.inner[unique] = Inner(path=path, name=name)
     view.initializers.update((names[tensor.name], tensor) for tensor in graph.initializer)

@@ -9,6 +9,7 @@ is the one of Araujo, Norris and Sim, "Computing Receptive Fields of Convolution
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx
@@ -78,7 +79,7 @@ def _kernel(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
 
 
 def _through_window(node: onnx.NodeProto, before: Sight, kernel: list[int]) -> Sight | None:
-    """Return what a cell behind a conv or pool sees; None where its attributes contradict each other."""
+    """Return what a cell behind a conv or pool sees; None where its attributes contradict each other or are absurd."""
     strides = numbers(node, "strides") or [1] * len(kernel)
     dilations = numbers(node, "dilations") or [1] * len(kernel)
     if len(strides) != len(kernel) or len(dilations) != len(kernel) or min(*strides, *dilations) < 1:
@@ -89,7 +90,7 @@ def _through_window(node: onnx.NodeProto, before: Sight, kernel: list[int]) -> S
         reach = [r // s for r, s in zip(reach, strides, strict=True)]
     else:
         jump = tuple(j * s for j, s in zip(before.jump, strides, strict=True))
-    if before.field is None:
-        return Sight(field=None, jump=jump)
-    field = tuple(round(f + r * j) for f, r, j in zip(before.field, reach, before.jump, strict=True))
-    return Sight(field=field, jump=jump)
+    field = [f + r * j for f, r, j in zip(before.field or jump, reach, before.jump, strict=True)]
+    if not all(map(math.isfinite, (*jump, *field))):
+        return None
+    return Sight(field=None if before.field is None else tuple(map(round, field)), jump=jump)

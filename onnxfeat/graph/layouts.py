@@ -81,10 +81,17 @@ def _defined(graph: Graph, node: onnx.NodeProto) -> Iterator[tuple[str, str | No
 
 def _spread(graph: Graph, layouts: dict[str, str], todo: list[str], learn: Callable[[str, str | None], None]) -> None:
     """Follow each value in `todo` to its neighbors, and so on."""
+    done: set[tuple[int, str]] = set()
     while todo:
         value = todo.pop()
         producer = graph.producers.get(value)
         for node in graph.consumers.get(value, []) + ([] if producer is None else [producer]):
+            if (
+                operator(node) in _KEEPING
+            ):  # says the same whichever of its values is asked: a Concat may have thousands
+                if (id(node), layouts[value]) in done:
+                    continue
+                done.add((id(node), layouts[value]))
             if node.input and node.output:
                 for other, layout in _through(graph, node, value, layouts[value]):
                     learn(other, layout)

@@ -202,21 +202,6 @@ def axis_order(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
     return None
 
 
-def numbered(name: str, taken: set[str]) -> str:
-    """Return a name, or `name#2`, `name#3` where it is taken, and add what is returned to `taken`.
-
-    Example:
-        >>> taken = {"conv"}
-        >>> numbered("conv", taken), numbered("conv", taken)
-        ('conv#2', 'conv#3')
-    """
-    unique, number = name, 2
-    while unique in taken:
-        unique, number = f"{name}#{number}", number + 1
-    taken.add(unique)
-    return unique
-
-
 def type_name(element_type: int) -> str | None:
     """Return ONNX's word for an element type, such as `float` for 1; None for one that this onnx does not know.
 

@@ -236,6 +236,7 @@ _NAMES: list[str] = [name for name, forms in _FUNCTIONS.items() for _ in forms]
 _FORMS = np.stack([form for forms in _FUNCTIONS.values() for form in forms])
 
 
+@np.errstate(all="ignore")  # samples of what is no function known here may be infinite
 def _name_of(samples: Samples) -> str | None:
     """Return the name of the function that gives these samples, or None."""
     y = np.broadcast_to(samples, np.broadcast_shapes(samples.shape, _SAMPLES.shape)).reshape(len(_X), -1)

@@ -16,6 +16,7 @@ from onnxfeat.graph.reading import Graph, number, operator
 Samples = NDArray[np.float64]
 
 SELU_ALPHA, SELU_GAMMA = 1.67326319, 1.05070102
+_LARGEST = 1 << 22  # numbers of a constant that is looked at; slopes and bounds have a few thousand
 _FLOATS = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 )
@@ -26,6 +27,9 @@ def compute(node: onnx.NodeProto, inputs: list[Samples | None]) -> Samples | Non
     if any(array is None and name for array, name in zip(inputs, node.input, strict=True)):
         return None
     try:
+        shapes = [np.shape(array) for array in inputs if array is not None]
+        if operator(node) not in _RESHAPING and math.prod(np.broadcast_shapes(*shapes)) > _LARGEST:
+            return None
         with np.errstate(all="ignore"):
             formula = FORMULAS.get(operator(node)) or _RESHAPING[operator(node)]
             return np.asarray(formula(node, inputs), np.float64)
@@ -33,8 +37,21 @@ def compute(node: onnx.NodeProto, inputs: list[Samples | None]) -> Samples | Non
         return None
 
 
-def constant_numbers(graph: Graph, name: str, depth: int = 6) -> Samples | None:
+def constant_numbers(graph: Graph, name: str) -> Samples | None:
     """Return the numbers of a constant, computed where nodes make it of others; None where that is beyond us."""
+    return _constant_numbers(graph, name, 6, {})
+
+
+def _constant_numbers(graph: Graph, name: str, depth: int, known: dict[str, Samples | None]) -> Samples | None:
+    if name not in known:  # each once: nodes of many inputs that share theirs would be computed millions of times
+        known[name] = None
+        known[name] = _made_numbers(graph, name, depth, known)
+    return known[name]
+
+
+def _made_numbers(graph: Graph, name: str, depth: int, known: dict[str, Samples | None]) -> Samples | None:
+    if math.prod(side for side in graph.shape(name) or () if isinstance(side, int)) > _LARGEST:
+        return None
     array = graph.constant(name)
     if array is not None:
         return None if array.dtype.kind in "OSU" else array.astype(np.float64)
@@ -42,8 +59,8 @@ def constant_numbers(graph: Graph, name: str, depth: int = 6) -> Samples | None:
     if node is None or not depth or not node.input:
         return None
     if operator(node) == "CastLike":
-        return constant_numbers(graph, node.input[0], depth - 1)
-    inputs = [constant_numbers(graph, x, depth - 1) if x else None for x in node.input]
+        return _constant_numbers(graph, node.input[0], depth - 1, known)
+    inputs = [_constant_numbers(graph, x, depth - 1, known) if x else None for x in node.input]
     formula = operator(node)
     return compute(node, inputs) if formula in FORMULAS or formula in _RESHAPING else None
 
