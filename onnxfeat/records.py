@@ -517,8 +517,12 @@ class Change:
     noise: float | None = None
 
     def is_rounding(self, limit: float) -> bool:
-        """Return whether the value moved by no more than `limit` of its range, or by what its own noise explains."""
-        return self.relative <= max(limit, 4 * (self.noise or 0.0))
+        """Return whether the value moved by no more than `limit` of its range, or by what its own noise explains.
+
+        That is 16 times the noise: it is measured by rounding at the input alone, and two ways to run a graph round
+        differently at each of its nodes. What is wrong moves a value by a large part of its range.
+        """
+        return self.relative <= max(limit, 16 * (self.noise or 0.0))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data, in which infinity is null."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
 
 LIMIT = 1e-3
 """Largest change, relative to the range of a value, that counts as rounding whatever the value's own noise is."""
+
+_DISTURBANCES = 4
 
 # What open lengths are tried with when there is no picture: what most networks are trained with comes first.
 _SIDES = (224, 256, 320, 64, 512)
@@ -100,19 +102,21 @@ def check(
                 value = output_of(graph, layer.value)
                 compared[layer.name] = (value, change_of(layer.name, written[value], drawn[layer.value]))
         if not all(change.is_rounding(LIMIT) for _, change in compared.values()):
-            again = run_on(_disturbed(sample), optimized=quantized)
-            compared = {
-                name: (value, _with_noise(change, written[value], again[value]))
-                for name, (value, change) in compared.items()
-            }
+            for other in _disturbed(sample):
+                again = run_on(other, optimized=quantized)
+                compared = {
+                    name: (value, _with_noise(change, written[value], again[value]))
+                    for name, (value, change) in compared.items()
+                }
         outputs = {name: max(change, outputs.get(name, change), key=_size) for name, change in moved.items()}
         found.update((name, change) for name, (_, change) in compared.items())
     if not all(change.is_rounding(LIMIT) for change in outputs.values()):
         tell("the untouched model on a disturbed input")
         # Not the exposed one: what is wrong with that would pass for noise.
         untouched, _ = open_session(_content(model), provider, extractor.model_name)
-        again = _run(untouched, _feed(_disturbed(sample), extractor, untouched, given), extractor.model_name)
-        outputs = {name: _with_noise(change, before[name], again[name]) for name, change in outputs.items()}
+        for other in _disturbed(sample):
+            again = _run(untouched, _feed(other, extractor, untouched, given), extractor.model_name)
+            outputs = {name: _with_noise(change, before[name], again[name]) for name, change in outputs.items()}
     return Check(
         model=extractor.model_name,
         sha256=extractor.sha256,
@@ -251,14 +255,17 @@ def _values(
     return _run(session, _feed(sample, extractor, session, given), extractor.model_name, dict.fromkeys(names))
 
 
-def _disturbed(sample: NDArray[Any]) -> NDArray[Any]:
-    """Return a sample moved by up to four units in the last place; integers stay as they are."""
-    if sample.dtype.kind != "f":
-        return sample
-    steps = np.random.default_rng(1).integers(-4, 5, sample.shape)
-    moved: NDArray[Any] = (sample * (1 + steps * np.finfo(sample.dtype).eps)).astype(sample.dtype)
-    return moved
+def _disturbed(sample: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield copies of a sample moved by up to four units in the last place; integers have no such copies.
+
+    Several, as what becomes of one in a deep net is a matter of luck: in EfficientNetB0 with random weights, six of
+    them moved the last layer by 0.001 to 0.008 of its range.
+    """
+    if sample.dtype.kind == "f":
+        for seed in range(_DISTURBANCES):
+            steps = np.random.default_rng(seed).integers(-4, 5, sample.shape)
+            yield (sample * (1 + steps * np.finfo(sample.dtype).eps)).astype(sample.dtype)
 
 
 def _with_noise(change: Change, value: Any, again: Any) -> Change:
-    return replace(change, noise=change_of(change.name, value, again).relative)
+    return replace(change, noise=max(change_of(change.name, value, again).relative, change.noise or 0.0))
