@@ -158,8 +158,8 @@ def test_a_value_that_amplifies_rounding_is_measured_by_its_own_noise(monkeypatc
     assert output.is_rounding(LIMIT)
 
 
-@pytest.mark.parametrize(("noise", "expected"), [(None, False), (0.1, False), (0.13, True), (math.inf, True)])
-def test_a_change_is_rounding_up_to_four_times_its_own_noise(noise: float | None, expected: bool) -> None:
+@pytest.mark.parametrize(("noise", "expected"), [(None, False), (0.03, False), (0.032, True), (math.inf, True)])
+def test_a_change_is_rounding_up_to_sixteen_times_its_own_noise(noise: float | None, expected: bool) -> None:
     assert Change(name="y", largest=1.0, relative=0.5, equal=False, noise=noise).is_rounding(LIMIT) is expected
 
 
