@@ -217,3 +217,18 @@ def test_hostile_names_become_safe_and_unique(name: str) -> None:
 def test_thousands_of_equal_names_take_no_time_to_tell_apart() -> None:
     found = names(*[("Relu", "same")] * 3000)
     assert (found[0], found[1], found[-1]) == ("same", "same#2", "same#3000")
+
+
+def test_a_name_joined_by_tensorflow_lite_is_that_of_the_conv_whose_bias_is_added() -> None:
+    """Of basic-pitch: `conv2d_5` is mentioned because it shares a constant."""
+    joined = (
+        "m/contours/BiasAdd;m/contours/BiasAdd;m/conv2d_5/Conv2D;m/conv2d_5/Conv2D;m/contours/Conv2D;m/contours/Conv2D;"
+        "m/contours/BiasAdd/ReadVariableOp;m/contours/BiasAdd/ReadVariableOp"
+    )
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,8,8] x, float[4,3,3,3] w) => (float[1,4,6,6] y)
+        { y = Conv(x, w) }"""
+    )
+    model.graph.node[0].name = joined
+    (layer,) = list_layers(model)
+    assert layer.name == "m.contours"

@@ -156,8 +156,15 @@ def _without_scope(node: onnx.NodeProto, weight: str, *, is_main: bool) -> Given
 
 
 def _fused_part(name: str) -> str:
-    """Return the conv's part of a name that TensorFlow Lite joined of those of all operators fused into one."""
+    """Return the conv's part of a name that TensorFlow Lite joined of those of all operators fused into one.
+
+    Such a name mentions convs of other layers that share constants too; the bias is added in the conv's own scope.
+    """
     parts = [part for part in name.split(";") if part]
+    owners = {part.removesuffix("/BiasAdd") for part in parts if part.endswith("/BiasAdd")}
+    own = [part for part in parts if _OF_TENSORFLOW.fullmatch(part) and part.rpartition("/")[0] in owners]
+    if own:
+        return own[0]
     return next((part for part in parts if _OF_TENSORFLOW.fullmatch(part)), parts[0] if parts else "")
 
 
