@@ -77,22 +77,24 @@ def test_layers_inside_functions_have_the_values_of_the_nodes_that_they_stand_fo
     np.testing.assert_allclose(features["pool_0"].array, expected["y"], rtol=1e-5, atol=1e-5)
 
 
-def test_functions_without_layers_stay_functions(tmp_path: Path) -> None:
-    text = (
-        BLOCKS.replace("[act] y = LeakyRelu<alpha: float = @alpha>(c)", "[act] y = local.Act(c)")
-        .replace("Block <alpha: float = 0.1> (x, w) => (y)", "Block (x, w) => (y)")
-        .replace(
-            '<domain: "local", opset_import: ["" : 18]>\nBlock',
-            '<domain: "local", opset_import: ["" : 18, "local" : 1]>\nBlock',
-        )
-        .replace("Block<alpha = 0.3>", "Block")
-    )
-    text += '<domain: "local", opset_import: ["" : 18]> Act (x) => (y) { y = Relu(x) }'
-    path = tmp_path / "e.onnx"
-    expose(model_of(text), path, cut=False)
-    written = onnx.load(path)
+ACTIVATION = """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+g (float[N,3,8,8] x) => (float[N,3,6,6] y) { y = local.Block(x, w) }
+<domain: "local", opset_import: ["" : 18]> Act (x) => (y) { y = Relu(x) }
+<domain: "local", opset_import: ["" : 18, "local" : 1]> Block (x, w) => (y) { c = Conv(x, w) y = local.Act(c) }
+"""
+
+
+def test_an_activation_that_is_a_function_belongs_to_the_conv_before_it() -> None:
+    (layer,) = list_layers(model_of(ACTIVATION))
+    assert (layer.name, layer.activation, layer.value) == ("Block_0.Conv", "Relu", "y")
+
+
+def test_a_function_without_layers_in_another_operator_version_stays_one(tmp_path: Path) -> None:
+    text = ACTIVATION.replace('["" : 18]> Act', '["" : 17]> Act')
+    expose(model_of(text), tmp_path / "e.onnx", cut=False)
+    written = onnx.load(tmp_path / "e.onnx")
     assert [function.name for function in written.functions] == ["Act"]
-    assert [node.op_type for node in written.graph.node] == ["Conv", "Act", "Conv", "Act", "MaxPool"]
+    assert [node.op_type for node in written.graph.node] == ["Conv", "Act"]
 
 
 def test_a_model_whose_functions_hold_no_layer_is_left_as_it_is() -> None:

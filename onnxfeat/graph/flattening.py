@@ -1,7 +1,7 @@
 """Bring the layers that hide into view: calls of local functions become their nodes, branches of If are looked into.
 
-A call of a function that holds conv or pool layers is replaced by the function's nodes, as ONNX Runtime does too when
-it loads a model; functions without such layers stay functions. onnx's own inliner is not used: it forgets the default
+Where functions hold conv or pool layers, calls are replaced by the functions' nodes, as ONNX Runtime does too when it
+loads a model; where none does, functions stay functions. onnx's own inliner is not used: it forgets the default
 values of a function's attributes (onnx 1.23), and on functions that call each other in turn it may never end.
 
 The branches of an If stay where they are, as only the run decides which of them is taken. They are read through copies
@@ -138,34 +138,39 @@ def ordered(nodes: Iterable[onnx.NodeProto], origin: str) -> list[onnx.NodeProto
 
 
 def inline_functions(model: onnx.ModelProto, origin: str) -> onnx.ModelProto:
-    """Return the model with the calls of all functions that hold layers replaced by their nodes.
+    """Return the model with the calls of functions replaced by their nodes, if some of them hold layers.
 
-    The model itself is returned where there is nothing to do; it is never changed.
+    With those the others go too: their activation may be a function of its own. A function in another version of the
+    operators stays one, and so do all where none holds a layer; then the model itself is returned. It is never changed.
 
     Raises:
         ModelError: Functions call themselves, or make more nodes than any network has.
     """
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
-    wanted, sizes = _with_layers(functions, origin)
-    calls = [_key(node) for node in _all_nodes(model.graph.node) if _key(node) in wanted]
-    if not calls:
+    with_layers, sizes = _with_layers(functions, origin)
+    calls = [_key(node) for node in _all_nodes(model.graph.node) if _key(node) in functions]
+    if not with_layers.intersection(calls):
         return model
     if sum(sizes[key] for key in calls) > _MOST_NODES:
         raise ModelError(
             f"the functions of {origin} stand for more than {_MOST_NODES:,} nodes: no network is as large; {_AGAIN}"
         )
     opsets = {x.domain: x.version for x in model.opset_import}
-    for key in sorted(wanted):
-        for x in functions[key].opset_import:
-            if opsets.setdefault(x.domain, x.version) != x.version:
-                raise ModelError(
-                    f"the function {key[1]!r} in {origin} is written in version {x.version} of the operators of "
-                    f"{x.domain or 'ai.onnx'!r}, the model in {opsets[x.domain]}: export it in one version"
-                )
+    inlined: set[_Key] = set()
+    for key in sorted(functions, key=lambda key: (key not in with_layers, key)):
+        other = [x for x in functions[key].opset_import if opsets.get(x.domain, x.version) != x.version]
+        if not other:
+            opsets.update((x.domain, x.version) for x in functions[key].opset_import)
+            inlined.add(key)
+        elif key in with_layers:
+            raise ModelError(
+                f"the function {key[1]!r} in {origin} is written in version {other[0].version} of the operators of "
+                f"{other[0].domain or 'ai.onnx'!r}, the model in {opsets[other[0].domain]}: export it in one version"
+            )
     flat = onnx.ModelProto()
     flat.CopyFrom(model)
     taken = _names_in(model.graph, model.graph.node)
-    call = _Inliner({key: functions[key] for key in wanted}, taken)
+    call = _Inliner({key: functions[key] for key in inlined}, taken)
     call.replace_calls(flat.graph)
     used = _reachable(flat.graph.node, functions)
     del flat.functions[:]

@@ -240,6 +240,8 @@ _FORMS = np.stack([form for forms in _FUNCTIONS.values() for form in forms])
 def _name_of(samples: Samples) -> str | None:
     """Return the name of the function that gives these samples, or None."""
     y = np.broadcast_to(samples, np.broadcast_shapes(samples.shape, _SAMPLES.shape)).reshape(len(_X), -1)
+    if not y.size:  # slopes for no channel at all
+        return None
     # All at once, on the first channel; then the one that fits, on all.
     fits = np.all(np.abs(_FORMS - y[:, 0]) <= _TOLERANCE * np.maximum(1, np.abs(_FORMS)), axis=1)
     for index in np.flatnonzero(fits)[:1]:

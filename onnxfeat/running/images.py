@@ -129,11 +129,10 @@ def _shape_of(picture: Picture, target: ModelInput, preprocessing: Preprocessing
         return ()  # a picture for a model that takes none: told when it is loaded
     shape = np.shape(cast(NDArray[Any], _content(picture)))
     shape = (1, *shape) if len(shape) == len(target.shape) - 1 else shape
-    return (
-        shape
-        if target.layout is None
-        else tuple(1 if letter == "N" else side for letter, side in zip(target.layout, shape, strict=False))
-    )
+    if len(shape) != len(target.shape):
+        return ()  # it does not fit: told when it is loaded
+    letters = target.layout or "?" * len(shape)
+    return tuple(1 if letter == "N" else side for letter, side in zip(letters, shape, strict=True))
 
 
 def input_type(target: ModelInput) -> np.dtype[Any]:

@@ -264,7 +264,9 @@ def _disturbed(sample: NDArray[Any]) -> Iterator[NDArray[Any]]:
     if sample.dtype.kind == "f":
         for seed in range(_DISTURBANCES):
             steps = np.random.default_rng(seed).integers(-4, 5, sample.shape)
-            yield (sample * (1 + steps * np.finfo(sample.dtype).eps)).astype(sample.dtype)
+            with np.errstate(all="ignore"):  # a sample may hold what is infinite
+                moved = (sample * (1 + steps * np.finfo(sample.dtype).eps)).astype(sample.dtype)
+            yield moved
 
 
 def _with_noise(change: Change, value: Any, again: Any) -> Change:
