@@ -57,16 +57,21 @@ def test_one_number_a_channel_becomes_one_row(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("channels", "row_height"), [(1, 128), (3, 42), (64, 2), (65, 1), (128, 1), (500, 1)])
-def test_one_spatial_axis_gives_a_strip_of_rows_thick_enough_to_be_seen(channels: int, row_height: int) -> None:
-    array = noise(2, channels, 30)
+@pytest.mark.parametrize(("length", "column_width"), [(2, 64), (30, 4), (70, 1), (300, 1)])
+def test_one_spatial_axis_gives_a_strip_of_cells_large_enough_to_be_seen(
+    channels: int, row_height: int, length: int, column_width: int
+) -> None:
+    array = noise(2, channels, length)
     found = arrange(as_map(array, "NCW"), 1)
-    np.testing.assert_array_equal(found.levels, np.repeat(normalize(array)[1], row_height, axis=0))
+    thick = np.repeat(normalize(array)[1], row_height, axis=0)
+    np.testing.assert_array_equal(found.levels, np.repeat(thick, column_width, axis=1))
     assert dict(found.facts) == {
         "channels": channels,
         "height": 1,
-        "width": 30,
+        "width": length,
         "arrangement": "strip",
         "row_height": row_height,
+        "column_width": column_width,
     }
 
 
@@ -80,7 +85,7 @@ def test_a_strip_longer_than_the_width_shows_the_mean_of_some_cells(length: int,
     cells = found.facts.get("cells_per_pixel", 1)
     assert cells == -(-length // most)
     assert found.levels.shape[1] <= most
-    rows = found.levels[:: found.facts["row_height"]]
+    rows = found.levels[:: found.facts["row_height"], :: found.facts["column_width"]]
     assert np.abs(rows - averaged(normalize(array)[0], 1, cells)).max() <= 0.5
     assert found.facts["width"] == length
 

@@ -45,7 +45,7 @@ class Arrangement:
         statistics: What the levels of each channel that is drawn stand for, shape (1, channels).
         facts: How the channels lie in `levels`, and what of the map is not in it, as JSON data:
             `channels`, (`depth`,) `height`, `width` of the map, `arrangement`, and as they apply `columns`, `gap`,
-            `row_height`, `slices`, `tokens_left_out`, `channels_drawn`, `cells_per_pixel`.
+            `row_height`, `column_width`, `slices`, `tokens_left_out`, `channels_drawn`, `cells_per_pixel`.
     """
 
     levels: NDArray[np.uint8]
@@ -84,7 +84,7 @@ def arrange(feature_map: FeatureMap, index: int = 0, *, max_belt: int = MAX_BELT
         >>> found.levels.shape
         (128, 100)
         >>> dict(found.facts)
-        {'channels': 64, 'height': 1, 'width': 100, 'arrangement': 'strip', 'row_height': 2}
+        {'channels': 64, 'height': 1, 'width': 100, 'arrangement': 'strip', 'row_height': 2, 'column_width': 1}
     """
     reason = why_not_drawable(feature_map)
     if reason:
@@ -200,10 +200,14 @@ def _strip(array: NDArray[Any], max_belt: int) -> Arrangement:
     drawn = _most(channels, lambda count: _fits(count, math.ceil(length / cells)))
     levels, found = levels_and_statistics(array[:, :drawn])
     strip = _shrunk(levels.reshape(drawn, 1, length), 1, cells)[:, 0]
-    row_height = max(1, _LEAST_STRIP // drawn)
-    facts = {"channels": channels, "height": 1, "width": length, "arrangement": "strip", "row_height": row_height}
-    thick = strip if row_height == 1 else np.repeat(strip, row_height, axis=0)
-    return Arrangement(levels=thick, statistics=found, facts={**facts, **_reductions(channels, drawn, cells)})
+    facts: dict[str, Any] = {"channels": channels, "height": 1, "width": length, "arrangement": "strip"}
+    # Cells large enough to be seen; a whole number of pixels each, so that none is blurred or lost.
+    shown = strip.shape[1]
+    facts["row_height"] = max(1, _LEAST_STRIP // drawn)
+    facts["column_width"] = max(1, min(_LEAST_STRIP, max_belt) // shown)
+    if facts["row_height"] > 1 or facts["column_width"] > 1:
+        strip = np.repeat(np.repeat(strip, facts["row_height"], axis=0), facts["column_width"], axis=1)
+    return Arrangement(levels=strip, statistics=found, facts={**facts, **_reductions(channels, drawn, cells)})
 
 
 def _slices(array: NDArray[Any], max_belt: int) -> Arrangement:

@@ -121,7 +121,7 @@ def _extent(arrangement: Arrangement) -> tuple[float, float, float, float] | Non
     if facts["arrangement"] != "strip":
         return None
     rows, columns = arrangement.levels.shape
-    cells = columns * facts.get("cells_per_pixel", 1)
+    cells = columns * facts.get("cells_per_pixel", 1) / facts["column_width"]
     return -0.5, cells - 0.5, rows / facts["row_height"] - 0.5, -0.5
 
 
