@@ -258,6 +258,7 @@ def draw(
         logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
         from onnxfeat.drawing.gallery import save_pictures
         from onnxfeat.running.extractor import FeatureExtractor
+        from onnxfeat.running.planning import readable
 
         changes = _changes(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
         given = _inputs(inputs)
@@ -280,6 +281,13 @@ def draw(
                     progress=tell,
                 )
         pictures = list(images)
+        plan = extractor.plan(pictures)
+        if len(plan.passes) > 1:
+            say(
+                quiet,
+                f"the maps of a picture take {readable(plan.total)}: drawn in {len(plan.passes)} passes within "
+                f"{readable(plan.max_bytes)}",
+            )
         with progress(quiet, "drawing", len(pictures) * len(extractor.layers)) as advance:
             record = save_pictures(
                 extractor.stream(pictures),

@@ -159,6 +159,7 @@ IMPORTS: dict[str, set[str]] = {
         "drawing.gallery",
         "graph.reading",
         "layers.inventory",
+        "running.planning",
         "running.proof",
         "records",
         "terminal",

@@ -592,3 +592,53 @@ def test_convert_says_what_the_user_should_know(run: Run, tmp_path: Path) -> Non
     assert code == 0
     assert "note: the model scales its input itself (layer 'scaler')" in err
     assert "note: the ONNX graph has no value for 1 of the layers: drop" in err
+
+
+def test_a_run_in_several_passes_says_so(run: Run, models: Path, tmp_path: Path) -> None:
+    command = ["draw", models / "shapes_small.onnx", models / "pictures/chelsea.png", "-o", tmp_path / "maps"]
+    code, out, err = run(*command, "--max-bytes", "600KB")
+    assert code == 0
+    assert len(out.splitlines()) == 8
+    assert "the maps of a picture take 513 KB: drawn in 2 passes within 600 KB" in err
+
+
+def test_a_budget_that_is_none_is_told(run: Run, models: Path, tmp_path: Path) -> None:
+    command = ["draw", models / "shapes_small.onnx", models / "pictures/chelsea.png", "-o", tmp_path / "maps"]
+    code, _, err = run(*command, "--max-bytes", "much")
+    assert (code, err) == (
+        1,
+        "onnxfeat: max_bytes 'much' is no number of bytes: pass for instance 512MB, 2GiB or 1000000\n",
+    )
+
+
+def test_inputs_are_given_by_name(run: Run, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[1,1,4,4] x, float[1] gain) => (float[1,1,4,4] y)
+        { m = Mul(x, gain) y = MaxPool<kernel_shape = [1, 1]>(m) }"""
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4))
+    command = ["draw", tmp_path / "m.onnx", tmp_path / "x.npy", "-o", tmp_path / "maps"]
+    code, _, err = run(*command)
+    assert code == 1
+    assert "wants 1 inputs beside the picture: 'gain' float32 (1); give each a value, --input gain=NUMBER" in err
+    assert run(*command, "--input", "gain")[0] == 2
+    assert run(*command, "--input", "gain=2.5")[0] == 0
+    means = json.loads((tmp_path / "maps/run.json").read_text())["pictures"][0]["layers"][0]["mean"]
+    assert means == [2.5 * 7.5]
+    assert run("check", tmp_path / "m.onnx", tmp_path / "x.npy", "--input", "gain=1")[0] == 0
+
+
+def test_layers_that_hide_in_loops_are_told(run: Run, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,8,8] x, float[3,3,1,1] w) => (float[1,3,8,8] y) {
+        c = Conv(x, w) n = Constant<value_int = 3>() go = Constant<value = bool {1}>()
+        y = Loop(n, go, c) < body = b (int64 i, bool on, float[1,3,8,8] p) => (bool o, float[1,3,8,8] q)
+        { o = Identity(on) q = Conv(p, w) } > }"""
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    code, _, err = run("layers", tmp_path / "m.onnx")
+    assert code == 0
+    assert "not listed: 1 conv and pool layers in the body of Loop" in err
+    _, out, _ = run("layers", tmp_path / "m.onnx", "--json")
+    assert "1 conv and pool layers" in json.loads(out)["hidden"][0]
