@@ -24,8 +24,10 @@ if TYPE_CHECKING:
         PictureError,
         ProviderError,
     )
+    from onnxfeat.findings import Check, Conversion
     from onnxfeat.layers.inventory import list_layers
-    from onnxfeat.records import Check, Conversion, FeatureMap, Features, Layer, Preprocessing
+    from onnxfeat.preprocessing import Preprocessing
+    from onnxfeat.records import FeatureMap, Features, Layer
     from onnxfeat.running.exposure import expose
     from onnxfeat.running.extractor import FeatureExtractor
     from onnxfeat.running.proof import check
@@ -51,7 +53,9 @@ _HOMES = {
     "drawing.pictures": ("belt", "grid", "normalize", "statistics"),
     "drawing.plots": ("plot",),
     "running.proof": ("check",),
-    "records": ("Check", "Conversion", "FeatureMap", "Features", "Layer", "Preprocessing"),
+    "findings": ("Check", "Conversion"),
+    "records": ("FeatureMap", "Features", "Layer"),
+    "preprocessing": ("Preprocessing",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

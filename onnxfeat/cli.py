@@ -16,7 +16,8 @@ import typer
 from onnxfeat import __version__
 from onnxfeat.drawing.colormaps import Colormap
 from onnxfeat.errors import ModelError
-from onnxfeat.records import DEFAULT_OPSET, ColorOrder, Interpolation, Provider, Weights
+from onnxfeat.preprocessing import ColorOrder, Interpolation
+from onnxfeat.records import DEFAULT_OPSET, Provider, Weights
 from onnxfeat.terminal import (
     errors_told,
     print_check,

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from onnxfeat.errors import ModelError, PictureError
-from onnxfeat.records import Kind, Layer, ModelInput, Preprocessing
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import Kind, Layer, ModelInput
 
 KEY = "onnxfeat"
 SCHEMA_VERSION = 1

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.errors import LayerError, PictureError, nearest, quote
+from onnxfeat.errors import LayerError, nearest, quote
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.serialization import fields_from_json, fields_to_json
 
 Kind = Literal["conv", "pool", "activation", "norm", "other"]
 Provider = Literal["auto", "cpu", "cuda"]
-ColorOrder = Literal["rgb", "bgr", "gray"]
-Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 Weights = Literal["auto", "refer", "carry"]
 
@@ -25,20 +23,6 @@ Axis = int | str | None
 
 DEFAULT_OPSET = 17
 """ONNX operator set version of converted files: what runtimes since 2022 know."""
-
-CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
-
-
-def _to_json(record: Any) -> dict[str, Any]:
-    """Return the fields of a record as JSON data."""
-    data = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
-
-
-def _fields_from_json(record: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record from what `_to_json` made; what is no field of it is left out."""
-    known = {field.name for field in dataclasses.fields(record)}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in known}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +75,12 @@ class Quantization:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data."""
-        return _to_json(self)
+        return fields_to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Quantization:
         """Return the record that `to_json` wrote; keys that are not fields are left out."""
-        return cls(**_fields_from_json(cls, data))
+        return cls(**fields_from_json(cls, data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,102 +157,15 @@ class Layer:
         """Return the record as JSON data, with the properties that follow from its fields."""
         quantization = None if self.quantization is None else self.quantization.to_json()
         facts = {"channels": self.channels, "is_vector": self.is_vector, "quantization": quantization}
-        return {**_to_json(self), **facts}
+        return {**fields_to_json(self), **facts}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Layer:
         """Return the record that `to_json` wrote; keys that are not fields are left out."""
-        fields = _fields_from_json(cls, data)
+        fields = fields_from_json(cls, data)
         if fields.get("quantization") is not None:
             fields["quantization"] = Quantization.from_json(fields["quantization"])
         return cls(**fields)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """How a picture becomes the model's input: `(resized picture * scale - mean) / std`, in the input's layout.
-
-    Attributes:
-        size: Height and width in pixels to resize to; None takes the model's input size, or where that is symbolic,
-            the picture's own.
-        scale: Factor on the values 0..255; 1/255 gives 0..1.
-        mean: Number for each channel to subtract after scaling, or one for all.
-        std: Number for each channel to divide by then, or one for all; none of them 0.
-        color: Order of the channels: `rgb`, `bgr` or `gray`.
-        interpolation: Filter of the resize, by Pillow's names.
-
-    Raises:
-        PictureError: A value is out of range or not one of the choices.
-
-    Example:
-        >>> Preprocessing(scale=1.0, color="bgr", mean=(103.939, 116.779, 123.68)).color
-        'bgr'
-    """
-
-    size: tuple[int, int] | None = None
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    color: ColorOrder = "rgb"
-    interpolation: Interpolation = "bilinear"
-
-    def __post_init__(self) -> None:
-        """Take plain numbers and lists as tuples; refuse what could only fail later, or give nonsense."""
-        try:
-            for name in ("mean", "std"):
-                given = getattr(self, name)
-                numbers = tuple(float(x) for x in given) if isinstance(given, list | tuple) else (float(given),)
-                object.__setattr__(self, name, numbers)
-            object.__setattr__(self, "scale", float(self.scale))
-            if self.size is not None:
-                size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(x) for x in self.size)
-                object.__setattr__(self, "size", size)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise PictureError(
-                f"size, scale, mean and std of the preprocessing must be numbers ({error}): pass others"
-            ) from error
-        for name, value, choices in (
-            ("color", self.color, get_args(ColorOrder)),
-            ("interpolation", self.interpolation, get_args(Interpolation)),
-        ):
-            if value not in choices:
-                raise PictureError(f"{name} {value!r} is unknown: choose {quote(choices)}")
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise PictureError(f"size {self.size} is not a height and a width in pixels: pass for instance (224, 224)")
-        for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(numbers) not in (1, CHANNELS[self.color]):
-                raise PictureError(
-                    f"{name} has {len(numbers)} numbers, {self.color} pictures have {CHANNELS[self.color]} channels: "
-                    f"pass one number, or one for each channel"
-                )
-        numbers = (self.scale, *self.mean, *self.std)
-        if not np.isfinite(numbers).all() or self.scale == 0 or 0 in self.std:
-            raise PictureError("scale, mean and std must be finite, and neither scale nor std may be 0: pass others")
-
-    def changed(self, fields: Mapping[str, Any]) -> Preprocessing:
-        """Return a copy with some fields changed.
-
-        Raises:
-            PictureError: A name is not that of a field, or its value is out of range.
-
-        Example:
-            >>> Preprocessing().changed({"scale": 1.0}).scale
-            1.0
-        """
-        known = [field.name for field in dataclasses.fields(self)]
-        unknown = [name for name in fields if name not in known]
-        if unknown:
-            raise PictureError(f"preprocessing has no field {unknown[0]!r}: choose {quote(known)}")
-        return dataclasses.replace(self, **fields)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data."""
-        return _to_json(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
-        """Return the record that `to_json` wrote; keys that are not fields are left out."""
-        return cls(**_fields_from_json(cls, data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,12 +226,12 @@ class ModelInput:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data."""
-        return _to_json(self)
+        return fields_to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelInput:
         """Return the record that `to_json` wrote."""
-        return cls(**_fields_from_json(cls, data))
+        return cls(**fields_from_json(cls, data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -398,7 +295,7 @@ class ProviderChoice:
 
     def to_json(self) -> dict[str, str]:
         """Return the record as JSON data."""
-        return _to_json(self)
+        return fields_to_json(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -471,166 +368,3 @@ class UnknownLayerError(LayerError, KeyError):
     """A `LayerError` that is a `KeyError` too, as every mapping promises (`in` and `get` depend on it)."""
 
     __str__ = LayerError.__str__
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How a run will go: which layers share a pass, and how many bytes their maps take.
-
-    Attributes:
-        passes: Names of the layers of each pass, in order of execution.
-        sizes: Layer name to bytes of its maps for one picture; None where only the run will tell.
-        max_bytes: The budget that the passes fit.
-        nodes: Number of nodes of the graph that the layers need.
-        all_nodes: Number of nodes that the graph has.
-    """
-
-    passes: tuple[tuple[str, ...], ...]
-    sizes: Mapping[str, int | None]
-    max_bytes: int
-    nodes: int
-    all_nodes: int
-
-    @property
-    def total(self) -> int:
-        """Bytes of the maps of all layers of one picture whose size is known."""
-        return sum(size for size in self.sizes.values() if size is not None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """How far one value moved between two runs.
-
-    Attributes:
-        name: The output or layer.
-        largest: Largest absolute difference, in the value's own units; infinite where shapes or NaNs differ.
-        relative: The same relative to the range (largest minus smallest value) of the first run.
-        equal: Whether the two are equal to the bit.
-        noise: What `relative` is when the same run is repeated with its input moved by a few units in the last place:
-            the value's own rounding noise. None where it was not measured, as the value moved too little to ask.
-    """
-
-    name: str
-    largest: float
-    relative: float
-    equal: bool
-    noise: float | None = None
-
-    def is_rounding(self, limit: float) -> bool:
-        """Return whether the value moved by no more than `limit` of its range, or by what its own noise explains.
-
-        That is 16 times the noise: it is measured by rounding at the input alone, and two ways to run a graph round
-        differently at each of its nodes. What is wrong moves a value by a large part of its range.
-        """
-        return self.relative <= max(limit, 16 * (self.noise or 0.0))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data, in which infinity is null."""
-        return {
-            "name": self.name,
-            "largest": self.largest if np.isfinite(self.largest) else None,
-            "relative": self.relative if np.isfinite(self.relative) else None,
-            "equal": self.equal,
-            "noise": self.noise if self.noise is None or np.isfinite(self.noise) else None,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What `check` found: whether watching a model changes it.
-
-    Attributes:
-        model: File name of the model, or `<memory>`.
-        sha256: SHA-256 of the model file.
-        provider: Which execution provider was asked for and which one ran.
-        outputs: How far each of the model's own outputs moves when the layers are exposed.
-        layers: How far each layer, as it is drawn, is from the graph as it is written.
-        left_out: Name of each chosen layer that can't be extracted, and the reason.
-        limit: Largest relative change that counts as rounding.
-    """
-
-    model: str
-    sha256: str
-    provider: ProviderChoice
-    outputs: tuple[Change, ...]
-    layers: tuple[Change, ...]
-    left_out: Mapping[str, str]
-    limit: float
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether all outputs are equal to the bit."""
-        return all(change.equal for change in self.outputs)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no output and no layer moved by more than rounding."""
-        return all(change.is_rounding(self.limit) for change in (*self.outputs, *self.layers))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data."""
-        return {
-            "model": {"file": self.model, "sha256": self.sha256},
-            "provider": self.provider.to_json(),
-            "passed": self.passed,
-            "unchanged": self.unchanged,
-            "limit": self.limit,
-            "outputs": [change.to_json() for change in self.outputs],
-            "layers": [change.to_json() for change in self.layers],
-            "left_out": dict(self.left_out),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerAgreement:
-    """How far one layer of a converted model is from Keras.
-
-    Attributes:
-        name: The layer.
-        error: Largest absolute difference, relative to the range (largest minus smallest value) of Keras's output.
-        noise: The same figure for Keras against itself when each layer's output moves by a few units in the last place.
-    """
-
-    name: str
-    error: float
-    noise: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """What `convert_keras` did, and how well the result agrees with Keras.
-
-    Attributes:
-        path: The ONNX file that was written.
-        layers: Agreement of every mapped layer, in order of execution.
-        absent: Keras layers that the ONNX graph has no value for.
-        preprocessing: What was stored in the file; None if the model does not take one picture.
-        opset: ONNX operator set version of the file.
-        notes: Sentences that the user should read.
-        seconds: Time that it took.
-    """
-
-    path: Path
-    layers: tuple[LayerAgreement, ...]
-    absent: tuple[str, ...]
-    preprocessing: Preprocessing | None
-    opset: int
-    notes: tuple[str, ...]
-    seconds: float
-
-    @property
-    def worst(self) -> LayerAgreement:
-        """The layer with the largest error."""
-        return max(self.layers, key=lambda layer: layer.error)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data."""
-        return {
-            "path": str(self.path),
-            "opset": self.opset,
-            "worst": self.worst.name,
-            "layers": [_to_json(layer) for layer in self.layers],
-            "absent": list(self.absent),
-            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
-            "notes": list(self.notes),
-        }

@@ -13,7 +13,8 @@ import typer
 
 from onnxfeat.drawing.arrangements import remarks
 from onnxfeat.errors import OnnxfeatError, OutputError
-from onnxfeat.records import Check, Layer
+from onnxfeat.findings import Check
+from onnxfeat.records import Layer
 
 _WIDEST = 200  # characters of a column
 
@@ -175,8 +176,10 @@ def print_line(text: str) -> None:
         BrokenPipeError: The reader has gone.
         OutputError: The disk is full, for instance.
     """
+    encoding = sys.stdout.encoding
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)  # what a pipe or console may not know
     try:
-        print(text, flush=True)  # noqa: T201  # stdout is data
+        print(shown, flush=True)  # noqa: T201  # stdout is data
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -29,7 +29,7 @@ from onnxfeat import (
 )
 from onnxfeat.converter import conversion as conversion_module
 from onnxfeat.converter.verification import refuse_disagreement
-from onnxfeat.records import LayerAgreement
+from onnxfeat.findings import LayerAgreement
 
 pytestmark = pytest.mark.keras
 

@@ -17,7 +17,8 @@ from onnxfeat.errors import LayerError, ModelError, OutputError, PictureError
 from onnxfeat.graph.reading import read_graph
 from onnxfeat.layers.inventory import all_layers
 from onnxfeat.metadata import KEY, Document, MappedLayer, read_document
-from onnxfeat.records import ModelInput, Preprocessing
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import ModelInput
 from onnxfeat.running.exposure import exposed_model, picture_input, with_outputs
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 3, 3, 3)).astype(np.float32)

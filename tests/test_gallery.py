@@ -23,7 +23,8 @@ from onnxfeat.drawing.colormaps import color_table
 from onnxfeat.drawing.gallery import save_pictures
 from onnxfeat.drawing.pictures import belt, grid, grid_columns
 from onnxfeat.errors import OutputError, PictureError
-from onnxfeat.records import FeatureMap, Features, Layer, Preprocessing, ProviderChoice
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import FeatureMap, Features, Layer, ProviderChoice
 
 PROVIDER = ProviderChoice(asked="auto", got="CPUExecutionProvider", note="no GPU")
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxfeat.errors import PictureError
-from onnxfeat.records import ColorOrder, Interpolation, ModelInput, Preprocessing
+from onnxfeat.preprocessing import ColorOrder, Interpolation, Preprocessing
+from onnxfeat.records import ModelInput
 from onnxfeat.running.images import Picture, default_preprocessing, load_samples, names_of
 
 KERAS_COLORS: dict[ColorOrder, str] = {"rgb": "rgb", "gray": "grayscale"}

@@ -16,7 +16,8 @@ from PIL import Image
 from onnxfeat.errors import ModelError
 from onnxfeat.graph.reading import read_graph
 from onnxfeat.metadata import KEY, Document, Exposed, MappedLayer, read_document
-from onnxfeat.records import ColorOrder, Interpolation, Kind, Layer, ModelInput, Preprocessing
+from onnxfeat.preprocessing import ColorOrder, Interpolation, Preprocessing
+from onnxfeat.records import Kind, Layer, ModelInput
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 18], producer_name: "test">

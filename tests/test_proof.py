@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxfeat.cli import main
 from onnxfeat.errors import LayerError, ModelError, PictureError
-from onnxfeat.records import Change
+from onnxfeat.findings import Change
 from onnxfeat.running import exposure, proof
 from onnxfeat.running.exposure import with_outputs
 from onnxfeat.running.proof import LIMIT, change_of, check

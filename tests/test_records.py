@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 from onnxfeat.errors import LayerError, PictureError, nearest, quote
-from onnxfeat.records import (
-    Conversion,
-    FeatureMap,
-    Features,
-    Layer,
-    LayerAgreement,
-    ModelInput,
-    Preprocessing,
-    ProviderChoice,
-)
+from onnxfeat.findings import Conversion, LayerAgreement
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import FeatureMap, Features, Layer, ModelInput, ProviderChoice
 
 
 def layer(**fields: Any) -> Layer:

@@ -22,10 +22,12 @@ from onnxfeat.converter.keras_models import Call, TracedModel, import_keras, loa
 from onnxfeat.converter.verification import compare, refuse_disagreement
 from onnxfeat.errors import ConversionError, quote
 from onnxfeat.files import refuse_existing, whole_file
+from onnxfeat.findings import Conversion
 from onnxfeat.graph.flattening import names_used, subgraphs
 from onnxfeat.graph.reading import Graph, axis_order, numbers, read_graph
 from onnxfeat.metadata import Document, MappedLayer
-from onnxfeat.records import CHANNELS, DEFAULT_OPSET, Conversion, ModelInput, Preprocessing
+from onnxfeat.preprocessing import CHANNELS, Preprocessing
+from onnxfeat.records import DEFAULT_OPSET, ModelInput
 from onnxfeat.running.exposure import picture_input, store, with_outputs
 
 

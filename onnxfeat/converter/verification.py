@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from onnxfeat.converter.keras_models import TracedModel, reason_of, run_in_keras
 from onnxfeat.errors import ConversionError, ModelError
+from onnxfeat.findings import LayerAgreement
 from onnxfeat.graph.reading import read_graph
 from onnxfeat.metadata import MappedLayer
-from onnxfeat.records import LayerAgreement, Preprocessing
+from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.running.exposure import with_outputs
 from onnxfeat.running.runtime import open_session
 

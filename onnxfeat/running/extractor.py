@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 import weakref
 from collections import Counter
@@ -17,17 +16,11 @@ from numpy.typing import NDArray
 
 from onnxfeat.errors import LayerError, ModelError, PictureError, ProviderError, quote
 from onnxfeat.files import contains, sha256_of
+from onnxfeat.findings import Plan
 from onnxfeat.layers.selection import select
 from onnxfeat.metadata import Document, read_document
-from onnxfeat.records import (
-    FeatureMap,
-    Features,
-    Layer,
-    ModelInput,
-    Plan,
-    Preprocessing,
-    Provider,
-)
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import FeatureMap, Features, Layer, ModelInput, Provider
 from onnxfeat.running.images import (
     Picture,
     choose_preprocessing,
@@ -36,9 +29,9 @@ from onnxfeat.running.images import (
     names_of,
     shape_of,
 )
-from onnxfeat.running.maps import map_of, why_no_map
+from onnxfeat.running.maps import map_of, that_can_be_extracted, why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, readable
-from onnxfeat.running.runtime import CPU, extra_inputs, fed, first_line, open_session
+from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -128,17 +121,19 @@ class FeatureExtractor:
             self.sha256 = sha256_of(Path(cast(str, model)))
             self.hidden: tuple[str, ...] = ()
         else:
+            from onnxfeat.layers.inventory import choose_layers
+
             graph = self._read()
-            chosen = self._choose(graph, layers)
+            chosen = choose_layers(graph, layers)
             document, self.sha256, self.hidden = graph.document, graph.sha256, graph.hidden
-        self.layers, self.left_out = _that_can_be_extracted(chosen)
+        self.layers, self.left_out = that_can_be_extracted(chosen)
         if not self._as_it_is:
             self.input = self._picture_input(self._read())
         self.preprocessing, self.preprocessing_source = choose_preprocessing(
             preprocessing, document.preprocessing, self.input
         )
         self._exposed = document.exposed
-        self._is_on_gpu = False
+        self._is_optimized = False
         self._part_graph: Graph | None = None
         self._opened: tuple[str, ...] = ()
         self._session: Any
@@ -295,12 +290,6 @@ class FeatureExtractor:
             self._graph = read_graph(self._model)
         return self._graph
 
-    @staticmethod
-    def _choose(graph: Graph, layers: str | Sequence[str] | None) -> tuple[Layer, ...]:
-        from onnxfeat.layers.inventory import choose_layers
-
-        return choose_layers(graph, layers)
-
     def _picture_input(self, graph: Graph) -> ModelInput:
         from onnxfeat.running.exposure import needed, picture_input
 
@@ -384,28 +373,18 @@ class FeatureExtractor:
         self._extras = extra_inputs(self._session, self.input.name, self._given, self.model_name, known)
 
     def _optimized(self) -> Graph | None:
-        """Return the graph as ONNX Runtime optimizes it with all layers watched, for the passes to be cut from.
-
-        What is fused depends on which values are watched, and the last bits of a map on what is fused: cut from one
-        optimized graph, passes give the same bytes as one pass does. On CUDA there is none, as what ONNX Runtime saves
-        there is not made to be loaded again; maps may then differ by rounding from those of one pass.
-        """
-        if self._part_graph is None and not self._is_on_gpu:
-            from onnxfeat.graph.reading import read_graph
-            from onnxfeat.running.exposure import with_outputs
+        """Return the graph for the passes to be cut from; None where they are cut from the model itself."""
+        if not self._is_optimized:
+            from onnxfeat.running.optimization import optimized_graph
 
             graph = self._read()
             values = [layer.value for layer in self.layers]
             watched = list(dict.fromkeys([*graph.outputs, *values])) if self._as_it_is else values
-            folder = tempfile.mkdtemp(prefix="onnxfeat-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            file = Path(folder, "optimized.onnx")
-            content = with_outputs(graph, watched, cut=True).SerializeToString()
-            _, provider = open_session(content, self._asked_provider, self.model_name, graph.folder, save_to=file)
-            if provider.got == CPU:
-                self._part_graph = read_graph(file)
-            else:
-                self._is_on_gpu = True
+            found = optimized_graph(graph, watched, self._asked_provider, self.model_name)
+            self._is_optimized = True
+            if found is not None:
+                self._part_graph, folder = found
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return self._part_graph
 
     def values(self, sample: NDArray[Any], group: Sequence[Layer]) -> dict[str, Any]:
@@ -468,25 +447,3 @@ def _listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
     if not batch:
         raise PictureError("no picture was passed: pass one or more")
     return batch
-
-
-def _that_can_be_extracted(chosen: Sequence[Layer]) -> tuple[tuple[Layer, ...], dict[str, str]]:
-    """Return the layers whose maps can be had, and why the others can't.
-
-    Raises:
-        LayerError: There is none.
-    """
-    left_out = {}
-    for layer in chosen:
-        if layer.unseen:
-            left_out[layer.name] = layer.unseen
-        elif layer.layout is None:
-            left_out[layer.name] = f"the graph does not tell the axes of what {layer.op_type} gives"
-    layers = tuple(layer for layer in chosen if layer.name not in left_out)
-    if not layers:
-        name, why = next(iter(left_out.items()))
-        raise LayerError(
-            f"none of the {len(chosen)} chosen layers can be extracted, {name!r} for instance: {why}; choose others, "
-            f"`onnxfeat layers MODEL --layers kind:any` lists them"
-        )
-    return layers, left_out

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from onnxfeat.errors import PictureError, quote
-from onnxfeat.records import CHANNELS, ModelInput, Preprocessing
+from onnxfeat.preprocessing import CHANNELS, Preprocessing
+from onnxfeat.records import ModelInput
 
 Picture = str | Path | Image.Image | NDArray[Any]
 """A picture: path of a file that Pillow reads or of a `.npy` array, PIL image, or array."""

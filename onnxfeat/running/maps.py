@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfeat.errors import LayerError
 from onnxfeat.records import FeatureMap, Layer
+
+
+def that_can_be_extracted(chosen: Sequence[Layer]) -> tuple[tuple[Layer, ...], dict[str, str]]:
+    """Return the layers whose maps can be had, and why the others can't.
+
+    Raises:
+        LayerError: There is none.
+    """
+    left_out = {}
+    for layer in chosen:
+        if layer.unseen:
+            left_out[layer.name] = layer.unseen
+        elif layer.layout is None:
+            left_out[layer.name] = f"the graph does not tell the axes of what {layer.op_type} gives"
+    layers = tuple(layer for layer in chosen if layer.name not in left_out)
+    if not layers:
+        name, why = next(iter(left_out.items()))
+        raise LayerError(
+            f"none of the {len(chosen)} chosen layers can be extracted, {name!r} for instance: {why}; choose others, "
+            f"`onnxfeat layers MODEL --layers kind:any` lists them"
+        )
+    return layers, left_out
 
 
 def why_no_map(array: Any, layer: Layer) -> str:

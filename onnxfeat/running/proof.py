@@ -14,8 +14,10 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxfeat.errors import ModelError
+from onnxfeat.findings import Change, Check
 from onnxfeat.graph.reading import Graph, operator, read_graph
-from onnxfeat.records import Change, Check, Layer, ModelInput, Preprocessing, Provider
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import Layer, ModelInput, Provider
 from onnxfeat.running.exposure import output_of, refuse_absurd, with_outputs
 from onnxfeat.running.extractor import FeatureExtractor
 from onnxfeat.running.images import Picture, load_samples, refuse_large
