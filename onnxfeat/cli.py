@@ -436,6 +436,6 @@ def _quotient(text: str) -> float:
 
 def _size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) < 10 and int(side) > 0 for side in sides):
         raise typer.BadParameter(f"{text!r} is not a height and width such as 224x224 or 224", param_hint="--size")
     return int(sides[0]), int(sides[-1])

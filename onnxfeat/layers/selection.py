@@ -25,8 +25,8 @@ DEFAULT = "kind:conv,kind:pool,!kind:vector"
 """What is exposed, extracted and drawn unless told otherwise: every conv and pool layer that has a picture."""
 
 _KINDS = (*get_args(Kind), "vector", "any")
-_POSITION = re.compile(r"-?\d+")
-_RANGE = re.compile(r"(-?\d*):(-?\d*)")
+_POSITION = re.compile(r"-?\d{1,18}")
+_RANGE = re.compile(r"(-?\d{0,18}):(-?\d{0,18})")
 
 
 def select(layers: Sequence[Layer], selection: str | Sequence[str] | None = None) -> tuple[Layer, ...]:
@@ -91,7 +91,7 @@ def _matching(layers: Sequence[Layer], term: str) -> Sequence[Layer]:
     elif prefix == "re":
         try:
             pattern = re.compile(rest)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise LayerError(f"{rest!r} is not a regular expression ({error}): mend it, or use a glob") from error
         found = [x for x in layers if pattern.search(x.name) or (x.source and pattern.search(x.source))]
     elif _POSITION.fullmatch(term) or _RANGE.fullmatch(term):
