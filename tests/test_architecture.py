@@ -91,6 +91,7 @@ IMPORTS: dict[str, set[str]] = {
     },
     "running.runtime": {"errors", "running.images", "records"},
     "running.extractor": {
+        "running.limits",
         "running.optimization",
         "preprocessing",
         "findings",
@@ -136,6 +137,7 @@ IMPORTS: dict[str, set[str]] = {
     },
     "converter.__init__": {"converter.conversion"},
     "running.maps": {"errors", "records"},
+    "running.limits": {"errors", "graph.inference", "graph.reading", "running.exposure", "running.planning"},
     "running.optimization": {"graph.reading", "records", "running.exposure", "running.runtime"},
     "running.sizing": {
         "errors",
@@ -148,6 +150,7 @@ IMPORTS: dict[str, set[str]] = {
         "running.runtime",
     },
     "running.proof": {
+        "running.limits",
         "preprocessing",
         "findings",
         "errors",
@@ -193,6 +196,7 @@ HOMES = {
         "converter",
         "running.exposure",
         "running.extractor",
+        "running.limits",
         "graph.flattening",
         "layers.formulas",
         "graph.geometry",

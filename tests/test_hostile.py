@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -58,7 +59,9 @@ for words in json.load(sys.stdin):
     for stream in (out, err):
         stream.flush()
     answers.append([code, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()])
-print(json.dumps([answers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+with open("/proc/self/status") as status:  # not ru_maxrss, which begins with the parent's
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(json.dumps([answers, peak]))
 """
 
 
@@ -832,3 +835,59 @@ def test_a_pipe_that_knows_few_letters_gets_escapes(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert r"\u03c3\u03c5\u03bd" in result.stdout
+
+
+# Loops
+
+ENDLESS = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,8,8] x, float[3,3,1,1] w) => (float[1,3,8,8] y) {
+c = Conv(x, w) go = Constant<value = bool {1}>() %s
+z = Loop(%s, go, c) <body = b (int64 i, bool on, float[1,3,8,8] p) => (bool o, float[1,3,8,8] q) { %s q = Relu(p) }>
+y = MaxPool<kernel_shape = [1, 1]>(z) }"""
+ROUNDS = "n = Constant<value_int = 4611686018427387904>()"
+
+
+def endless(folder: Path, count: str, name: str, body: str) -> Path:
+    model = onnx.parser.parse_model(ENDLESS % (count, name, body))
+    onnx.save(model, folder / "m.onnx")
+    np.save(folder / "x.npy", np.ones((1, 3, 8, 8), np.float32))
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "body"),
+    [
+        (ROUNDS, "n", "o = Identity(on)"),
+        (ROUNDS, "n", "o = Constant<value = bool {1}>()"),
+        ("", "", "o = Identity(on)"),
+    ],
+)
+def test_a_loop_that_nothing_ends_is_refused_before_it_runs(tmp_path: Path, count: str, name: str, body: str) -> None:
+    model = endless(tmp_path, count, name, body)
+    weights = tmp_path / "w.npy"
+    np.save(weights, np.ones((3, 3, 1, 1), np.float32))
+    for command in ("draw", "check"):
+        more = ["-o", tmp_path / "maps"] if command == "draw" else []
+        words = [command, model, tmp_path / "x.npy", "--input", f"w={weights}", *more]
+        (answer,) = run(words, seconds=60)
+        assert answer.code == 1
+        assert "which would never end" in answer.err
+    assert run(["draw", model, tmp_path / "x.npy", "--input", f"w={weights}", "-o", tmp_path / "m", "--layers", "0"])
+
+
+def test_a_loop_whose_end_is_computed_is_ended_by_ctrl_c(tmp_path: Path) -> None:
+    """PyTorch writes a `while` with the largest number there is and a condition that is computed."""
+    body = "s = ReduceMax<keepdims = 0>(p) least = Constant<value_float = -1.0>() o = Greater(s, least)"
+    model = endless(tmp_path, ROUNDS, "n", body)
+    np.save(tmp_path / "w.npy", np.ones((3, 3, 1, 1), np.float32))
+    words = [sys.executable, "-m", "onnxfeat", "draw", model, tmp_path / "x.npy", "--input"]
+    words += [f"w={tmp_path / 'w.npy'}", "-o", tmp_path / "maps"]
+    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=8)  # it runs
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert not list(tmp_path.glob("maps/*"))

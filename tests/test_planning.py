@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from onnxfeat.errors import LayerError, PictureError
 from onnxfeat.records import Layer, ModelInput
-from onnxfeat.running.planning import budget_of, bytes_of, declared_sizes, passes, physical_memory, readable
+from onnxfeat.running.limits import physical_memory
+from onnxfeat.running.planning import budget_of, bytes_of, declared_sizes, passes, readable
 
 PICTURE = ModelInput(name="x", shape=("N", 3, 8, 8), layout="NCHW", dtype="float32")
 

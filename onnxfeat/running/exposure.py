@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +14,12 @@ import onnx.numpy_helper
 from onnxfeat.errors import LayerError, ModelError
 from onnxfeat.files import refuse_existing
 from onnxfeat.graph.flattening import Inner, names_used, numbered
-from onnxfeat.graph.inference import Types
 from onnxfeat.graph.layouts import CHANNELS_FIRST, layouts_of
 from onnxfeat.graph.model_files import embed_own, write_model
 from onnxfeat.graph.reading import Graph, operator, read_graph, type_name
 from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.metadata import KEY, Document, Exposed
 from onnxfeat.records import Axis, Layer, ModelInput, Weights
-from onnxfeat.running.planning import physical_memory, readable
 
 _UNKNOWN_TO_NUMPY = frozenset(
     number for name, number in onnx.TensorProto.DataType.items() if name.startswith(("BFLOAT", "FLOAT8", "FLOAT4"))
@@ -193,30 +190,6 @@ def shape_output(value: str) -> str:
 def output_of(graph: Graph, value: str) -> str:
     """Return the name of the output that gives a value: its own, or another where it is cast to float32 first."""
     return f"{value}/float32" if graph.types.get(value, (0, None))[0] in _UNKNOWN_TO_NUMPY else value
-
-
-def refuse_absurd(graph: Graph, types: Types, values: Sequence[str]) -> None:
-    """Raise a `ModelError` if something that the values need is larger than the machine's memory.
-
-    Args:
-        graph: The model.
-        types: Types of its values, bound to the picture where that is known.
-        values: What is to be computed.
-    """
-    limit = physical_memory()
-    for value in needed(graph, values)[1]:
-        element_type, shape = types.get(value, (0, None))
-        if shape is None or not all(isinstance(side, int) for side in shape):
-            continue
-        known = element_type in onnx.helper.get_all_tensor_dtypes()
-        width = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type)).itemsize if known else 1
-        size = math.prod(side for side in shape if isinstance(side, int)) * width
-        if size > limit:
-            sides = " x ".join(map(str, shape))
-            raise ModelError(
-                f"{graph.origin} computes {value!r} of {sides}, {readable(size)}, and this machine has "
-                f"{readable(limit)} of memory: pass a smaller picture, or check that the model is what it should be"
-            )
 
 
 def needed(graph: Graph, values: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:

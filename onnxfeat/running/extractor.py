@@ -31,7 +31,7 @@ from onnxfeat.running.images import (
 )
 from onnxfeat.running.maps import map_of, that_can_be_extracted, why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, readable
-from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
+from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
 
 if TYPE_CHECKING:
     import onnx
@@ -336,7 +336,7 @@ class FeatureExtractor:
     def _refuse_absurd(self, shapes: frozenset[tuple[int, ...]]) -> None:
         if self._graph is None:
             return
-        from onnxfeat.running.exposure import refuse_absurd
+        from onnxfeat.running.limits import refuse_absurd
         from onnxfeat.running.sizing import types_for
 
         values = [layer.value for layer in self.layers]
@@ -404,7 +404,7 @@ class FeatureExtractor:
         feed = {self.input.name: fed(sample, self.input), **self._extras}
         outputs = {layer.value: self._output_of(layer.value) for layer in group}
         try:
-            results = self._session.run(list(outputs.values()), feed)
+            results = run(self._session, list(outputs.values()), feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             shape = " x ".join(str(side) for side in sample.shape)
             hint = ""

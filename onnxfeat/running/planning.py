@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -125,11 +124,3 @@ def passes(layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int
         values.add(layer.value)
         total, largest = total + more, max(largest, more)
     return tuple(tuple(group) for group in groups)
-
-
-def physical_memory() -> int:
-    """Return the machine's memory in bytes; where the system does not tell, 16 GB."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return 16 * 10**9

@@ -18,12 +18,13 @@ from onnxfeat.findings import Change, Check
 from onnxfeat.graph.reading import Graph, operator, read_graph
 from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import Layer, ModelInput, Provider
-from onnxfeat.running.exposure import output_of, refuse_absurd, with_outputs
+from onnxfeat.running.exposure import output_of, with_outputs
 from onnxfeat.running.extractor import FeatureExtractor
 from onnxfeat.running.images import Picture, load_samples, refuse_large
+from onnxfeat.running.limits import refuse_absurd
 from onnxfeat.running.maps import why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET
-from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session
+from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
 
 LIMIT = 1e-3
 """Largest change, relative to the range of a value, that counts as rounding whatever the value's own noise is."""
@@ -233,7 +234,7 @@ def _feed(sample: NDArray[Any], extractor: FeatureExtractor, session: Any, given
 def _run(session: Any, feed: Mapping[str, Any], model_name: str, names: Iterable[str] | None = None) -> dict[str, Any]:
     names = [x.name for x in session.get_outputs()] if names is None else list(names)
     try:
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+        return dict(zip(names, run(session, names, feed), strict=True))
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         raise ModelError(f"ONNX Runtime could not run {model_name}: {first_line(error)}") from error
 

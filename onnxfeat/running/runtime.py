@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,25 @@ def _quiet(runtime: Any) -> Iterator[None]:
             yield
     finally:
         runtime.set_default_logger_severity(2)  # its default: warnings; it can't be asked what it was
+
+
+def run(session: Any, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+    """Return outputs of a session by name; Ctrl-C ends the run, also of a model that would never end.
+
+    ONNX Runtime does not come back to Python while it runs, so it runs in a thread of its own, and is told to stop
+    between two nodes.
+
+    Raises:
+        Exception: Whatever ONNX Runtime raises; its exceptions share no base class but this one.
+    """
+    options = _import_runtime().RunOptions()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        result = thread.submit(session.run, list(names), dict(feed), options)
+        try:
+            return list(result.result())
+        except BaseException:
+            options.terminate = True
+            raise
 
 
 def first_line(error: Exception) -> str:

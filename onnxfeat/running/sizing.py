@@ -15,7 +15,7 @@ from onnxfeat.records import Layer, ModelInput
 from onnxfeat.running.exposure import shape_output, with_outputs
 from onnxfeat.running.images import input_type, load_array
 from onnxfeat.running.planning import bytes_of
-from onnxfeat.running.runtime import extra_inputs, fed, open_session
+from onnxfeat.running.runtime import extra_inputs, fed, open_session, run
 
 
 def types_for(
@@ -88,7 +88,7 @@ def _asked(
     wanted = {x.name for x in session.get_inputs()}
     names = [shape_output(value) for value in values]
     try:
-        found = session.run(names, {name: value for name, value in feed.items() if name in wanted})
+        found = run(session, names, {name: value for name, value in feed.items() if name in wanted})
     except Exception:  # of any class; zeros may be what the model can't take, and the run will tell more
         return {}
     return {value: tuple(int(side) for side in sides) for value, sides in zip(values, found, strict=True)}
