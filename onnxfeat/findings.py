@@ -45,7 +45,8 @@ class Change:
     Attributes:
         name: The output or layer.
         largest: Largest absolute difference, in the value's own units; infinite where shapes or NaNs differ.
-        relative: The same relative to the range (largest minus smallest value) of the first run.
+        relative: The same relative to the range (largest minus smallest value) of the first run, or to a hundredth of
+            its largest absolute value where that is more: of a flat map nothing but rounding would be left.
         equal: Whether the two are equal to the bit.
         noise: What `relative` is when the same run is repeated with its input moved by a few units in the last place:
             the value's own rounding noise. None where it was not measured, as the value moved too little to ask.

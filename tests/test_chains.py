@@ -50,6 +50,7 @@ CONSTANTS: dict[str, Any] = {
     "lowest": np.array(-128, np.int8),
     "shape": np.array([1, 4, 1, 1]),
 }
+BN = "BatchNormalization({}, vector, vector, vector, vector)"
 DOMAINS = '"" : 20, "com.microsoft" : 1, "com.microsoft.nchwc" : 1'
 
 
@@ -219,6 +220,22 @@ def test_the_shape_of_a_value_does_not_use_its_numbers() -> None:
     assert layers_of(model)["conv_0"].activation == "Relu"
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.5000001, 0.501, 0.55, 0.9999, 1.0001])
+def test_a_factor_is_no_activation_however_near_to_one_half_or_to_one(factor: float) -> None:
+    model = network("c = Conv(x, w) d = Mul(c, factor) y = GlobalMaxPool(d)")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"))
+    conv = layers_of(model)["conv_0"]
+    assert (conv.activation, conv.value) == (None, "d")
+
+
+def test_a_factor_that_is_dequantized_is_no_swish() -> None:
+    model = network("h = DequantizeLinear(full, fraction) c = Conv(x, w) d = Mul(c, h) y = GlobalMaxPool(d)")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(255, np.uint8), "full"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5 / 255, np.float32), "fraction"))
+    conv = layers_of(model)["conv_0"]
+    assert (conv.activation, conv.value) == (None, "d")
+
+
 @pytest.mark.parametrize(
     ("nodes", "raw"),
     [
@@ -238,6 +255,103 @@ def test_the_shape_of_a_value_does_not_use_its_numbers() -> None:
 def test_bias_and_normalization_belong_to_the_conv(nodes: str, raw: str | None) -> None:
     conv = layers_of(network(f"{nodes} y = Neg(a)"))["conv_0"]
     assert (conv.raw_value, conv.value) == (("c", "c") if raw is None else (raw, "a"))
+
+
+def cropped(nodes: str, opset: int = 20) -> onnx.ModelProto:
+    """Return a model of a ConvTranspose `c` from 3 x 5 x 5 to 4 x 7 x 7 and these nodes behind it."""
+    constants = {
+        "kernel": RNG.normal(size=(3, 4, 3, 3)).astype(np.float32),
+        "ones": np.array([1, 1]),
+        "sixes": np.array([6, 6]),
+        "spatial": np.array([2, 3]),
+        "backward": np.array([-1, -2]),
+        "rows_and_columns": np.array([1, 2]),
+        "last": np.array([-1, -2]),
+        "channels": np.array([1, 3]),
+        "twos": np.array([2, 2]),
+        "row_behind": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+        "nothing": np.zeros(8, np.int64),
+    }
+    model = network(f"c = ConvTranspose(x, kernel) {nodes}")
+    model.opset_import[0].version = opset
+    read = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in constants.items() if name in read
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("nodes", "raw", "value", "shape"),
+    [
+        ("s = Slice(c, ones, sixes, spatial) b = Add(s, bias) a = Relu(b)", "b", "a", (2, 4, 5, 5)),
+        ("s = Slice(c, ones, sixes, backward) b = Add(s, bias) a = Relu(b)", "b", "a", (2, 4, 5, 5)),
+        ("s = Slice(c, ones, sixes, spatial, ones) a = Relu(s)", "s", "a", (2, 4, 5, 5)),
+        ("s = Slice(c, ones, sixes, spatial) a = MaxPool<kernel_shape = [2, 2]>(s)", "s", "s", (2, 4, 5, 5)),
+        (
+            "t = Transpose<perm = [0, 2, 3, 1]>(c) s = Slice(t, ones, sixes, rows_and_columns) b = Add(s, vector) "
+            "a = Relu(b)",
+            "b",
+            "a",
+            (2, 5, 5, 4),
+        ),
+        ("n = Shape<start = 2>(x) e = Add(n, ones) s = Slice(c, ones, e, spatial) a = Relu(s)", "s", "a", (2, 4, 5, 5)),
+        (
+            "s = Slice(c, ones, sixes, spatial) n = Shape(s) z = Sub(n, n) p = Concat<axis = 0>(z, z) d = Pad(s, p) "
+            "b = Add(d, bias) a = Relu(b)",
+            "b",
+            "a",
+            (2, 4, 5, 5),
+        ),
+    ],
+)
+def test_the_crop_of_a_transposed_conv_belongs_to_it(nodes: str, raw: str, value: str, shape: tuple[int, ...]) -> None:
+    model = cropped(f"{nodes} y = Neg(a)")
+    conv = layers_of(model)["conv_0"]
+    assert (conv.raw_value, conv.value, conv.note) == (raw, value, "")
+    assert values_of(model, value)[0].shape == shape
+
+
+def test_the_crop_of_old_opsets_states_its_axes_as_an_attribute() -> None:
+    for axes, value in (("axes = [2, 3], ", "y"), ("axes = [1, 2], ", "c"), ("", "c")):
+        model = cropped(f"s = Slice<{axes}starts = [1, 1], ends = [4, 4]>(c) y = Relu(s)", opset=9)
+        assert layers_of(model)["conv_0"].value == value
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "s = Slice(c, ones, sixes, channels) a = Relu(s)",
+        "s = Slice(c, ones, sixes) a = Relu(s)",
+        "t = Size(x) f = Expand(t, ones) s = Slice(c, ones, sixes, f) a = Relu(s)",
+        "s = Slice(c, ones, sixes, spatial, twos) a = Relu(s)",
+        "s = Slice(c, ones, sixes, spatial) r = Relu(s) e = Tanh(c) f = Slice(e, ones, sixes, spatial) a = Add(r, f)",
+        "p = Pad(c, row_behind) a = Relu(p)",
+    ],
+)
+def test_what_does_more_than_crop_is_not_the_transposed_convs(nodes: str) -> None:
+    assert layers_of(cropped(f"{nodes} y = Neg(a)"))["conv_0"].value == "c"
+
+
+def test_the_axes_of_a_crop_are_those_behind_the_transpose() -> None:
+    model = cropped("t = Transpose<perm = [0, 2, 3, 1]>(c) s = Slice(t, ones, sixes, spatial) y = Relu(s)")
+    assert layers_of(model)["conv_0"].value == "c"
+
+
+def test_a_padding_of_its_own_behind_the_crop_is_no_part_of_it() -> None:
+    model = cropped("s = Slice(c, ones, sixes, spatial) p = Pad(s, row_behind) y = Relu(p)")
+    assert layers_of(model)["conv_0"].value == "s"
+
+
+def test_the_slice_of_an_ordinary_conv_is_no_part_of_it() -> None:
+    model = cropped("d = Conv(x, w) s = Slice(d, ones, sixes, spatial) r = Relu(s) y = Concat<axis = 1>(r, c)")
+    assert layers_of(model)["conv_1"].value == "d"
+
+
+def test_a_crop_between_quantizers_goes_before_a_normalization_behind_a_relu() -> None:
+    nodes = f"{pair('c', 'q1', 'lowest')} s = Slice(q1d, ones, sixes, spatial) {pair('s', 'q2', 'lowest')}"
+    conv = layers_of(cropped(f"{nodes} y = {BN.format('q2d')}"))["conv_0"]
+    assert (conv.value, conv.note) == ("q2", "after its Relu, if it had one")
 
 
 @pytest.mark.parametrize(
@@ -351,6 +465,59 @@ def test_pools_between_quantizers_are_tapped_at_the_integers() -> None:
 def test_a_relu_may_have_become_the_lower_end_of_the_integers() -> None:
     model = network(QX + f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} y = Neg(q1d)")
     assert layers_of(model)["conv_0"].note == "after its Relu, if it had one"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "value"),
+    [
+        (f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} y = {BN.format('q1d')}", "q1"),
+        (f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} y = Add(q1d, bias)", "q1"),
+        (f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} y = Mul(two, q1d)", "q1"),
+        (f"c = Conv(d0, w) b = Sub(c, bias) {pair('b', 'q1', 'lowest')} n = Div(q1d, two) y = Relu(n)", "q1"),
+        (f"c = Conv(d0, w) i = Identity(c) {pair('i', 'q1', 'lowest')} y = {BN.format('q1d')}", "q1"),
+        (f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} i = Identity(q1d) y = {BN.format('i')}", "q1"),
+        (f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} {pair('q1d', 'q2')} y = {BN.format('q2d')}", "q1"),
+        (f"c = Conv(d0, w) n = Shape(c) {pair('c', 'q1', 'lowest')} m = {BN.format('q1d')} y = Reshape(m, n)", "q1"),
+        (
+            "c = Conv(d0, w) u = QuantizeLinear(c, scale) ud = DequantizeLinear(u, scale) y = " + BN.format("ud"),
+            "u",
+        ),
+    ],
+)
+def test_a_normalization_behind_integers_that_start_at_zero_is_not_the_convs(nodes: str, value: str) -> None:
+    # What follows a Relu is a layer of its own, and the quantizer takes the Relu away where the integers cut as it did.
+    model = network(QX + nodes)
+    conv = layers_of(model)["conv_0"]
+    assert (conv.value, conv.raw_value, conv.activation) == (value, value, None)
+    assert conv.note == "after its Relu, if it had one"
+    assert conv.quantization is not None
+    before, integers, real = values_of(model, "c", value, f"{value}d")
+    assert before.min() < 0 == real.min()
+    np.testing.assert_allclose(conv.quantization.dequantize(integers), real, rtol=1e-6)
+
+
+@pytest.mark.parametrize("zero_point", ["zp", "zp0"])
+def test_a_normalization_behind_integers_on_both_sides_of_zero_is_the_convs(zero_point: str) -> None:
+    model = network(QX + f"c = Conv(d0, w) {pair('c', 'q1', zero_point)} n = {BN.format('q1d')} y = Tanh(n)")
+    conv = layers_of(model)["conv_0"]
+    assert (conv.raw_value, conv.value, conv.activation) == ("n", "y", "Tanh")
+
+
+def test_a_normalization_behind_a_qlinear_conv_that_starts_at_zero_is_not_the_convs() -> None:
+    for zero_point, value in (("lowest", "q"), ("zp", "y")):
+        model = network(
+            f"q0 = QuantizeLinear(x, small, zp0) q = QLinearConv(q0, small, zp0, w8, small, zp0, scale, {zero_point}) "
+            f"f = DequantizeLinear(q, scale, {zero_point}) y = {BN.format('f')}"
+        )
+        assert layers_of(model)["conv_0"].value == value
+
+
+def test_an_activation_behind_integers_that_start_at_zero_is_the_convs() -> None:
+    model = network(
+        QX + f"c = Conv(d0, w) {pair('c', 'q1', 'lowest')} r = HardSwish(q1d) {pair('r', 'q2')} y = Neg(q2d)"
+    )
+    conv = layers_of(model)["conv_0"]
+    assert (conv.raw_value, conv.value, conv.activation) == ("q1", "q2", "HardSwish")
 
 
 def test_a_float_value_among_quantized_ones_is_told() -> None:

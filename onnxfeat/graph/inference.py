@@ -62,6 +62,8 @@ def infer_types(
         bare.graph.input.append(_with_shape(value, (shapes or {}).get(value.name)))
     bare.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     bare.graph.value_info.extend(declared)
+    for node in bare.graph.node:
+        _as_known_operator(node)
     if not declared:
         _forget_declared(bare.graph.node)
     listed = {value.name for value in graph.input}
@@ -101,6 +103,49 @@ def _collect(
             branch = (*path, (node.output[0] if node.output else "", attribute.name))
             if branch in renamed:
                 _collect(attribute.g, renamed[branch], branch, renamed, types)
+
+
+# Operators of com.microsoft that give what one of ONNX gives, quantized or with an activation inside; and which of
+# their inputs that one reads. onnx's inference does not know them, and stops there.
+_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
+    "BiasGelu": ("Add", (0, 1)),
+    "FastGelu": ("Identity", (0,)),
+    "FusedConv": ("Conv", (0, 1)),
+    "Gelu": ("Identity", (0,)),
+    "QGemm": ("Gemm", (0, 3)),
+    "QLinearAdd": ("Add", (0, 3)),
+    "QLinearAveragePool": ("AveragePool", (0,)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+    "QLinearLeakyRelu": ("Identity", (0,)),
+    "QLinearMul": ("Mul", (0, 3)),
+    "QLinearSigmoid": ("Identity", (0,)),
+    "QLinearSoftmax": ("Identity", (0,)),
+    "QLinearWhere": ("Where", (0, 1, 4)),
+    "QuickGelu": ("Identity", (0,)),
+}
+_ATTRIBUTES = frozenset(
+    "auto_pad axis ceil_mode count_include_pad dilations group kernel_shape pads strides transA transB".split()
+)
+
+
+def _as_known_operator(node: onnx.NodeProto) -> None:
+    """Put an operator in place of one of com.microsoft that gives a value of the same type and shape."""
+    if node.domain != "com.microsoft" or any(x.name == "channels_last" and x.i for x in node.attribute):
+        return
+    if node.op_type == "QLinearConcat":  # scale and zero point of the result, then three inputs for each part
+        op_type, positions = "Concat", tuple(range(2, len(node.input), 3))
+    elif node.op_type in _LIKE:
+        op_type, positions = _LIKE[node.op_type]
+    else:
+        return
+    if not positions or len(node.input) <= max(positions):
+        return
+    inputs = [node.input[position] for position in positions]
+    attributes = [x for x in node.attribute if x.name in _ATTRIBUTES and op_type not in ("Identity", "Where")]
+    del node.attribute[:], node.input[:]
+    node.op_type, node.domain = op_type, ""
+    node.input.extend(inputs)
+    node.attribute.extend(attributes)
 
 
 def _forget_declared(nodes: Iterable[onnx.NodeProto]) -> None:

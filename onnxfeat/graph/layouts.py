@@ -45,14 +45,16 @@ def layouts_of(graph: Graph) -> dict[str, str]:
     todo: list[str] = []
 
     def learn(value: str, layout: str | None) -> None:
-        if value and layout and value not in layouts and not graph.is_constant(value):
+        # Weights have axes of other meanings; what nodes make of constants may well be a map.
+        if value and layout and value not in layouts and value not in graph.initializers:
             layouts[value] = layout
             todo.append(value)
 
-    for node in graph.nodes:
-        for value, layout in _defined(graph, node):
-            learn(value, layout)
-    _spread(graph, layouts, todo, learn)
+    for guess in (None, 4):  # where no shape tells the number of axes, and no neighbor does, pictures are assumed
+        for node in graph.nodes:
+            for value, layout in _defined(graph, node, guess):
+                learn(value, layout)
+        _spread(graph, layouts, todo, learn)
     # Normalization over the last axis is how channels-last networks are written. It tells last, as 1-D maps and tokens
     # are both (N, places, C) to it.
     for node in graph.nodes:
@@ -65,12 +67,14 @@ def layouts_of(graph: Graph) -> dict[str, str]:
     return {value: layout for value, layout in layouts.items() if layout.startswith("N") and "C" in layout}
 
 
-def _defined(graph: Graph, node: onnx.NodeProto) -> Iterator[tuple[str, str | None]]:
-    """Yield the values whose layout a node's operator defines."""
+def _defined(graph: Graph, node: onnx.NodeProto, guess: int | None) -> Iterator[tuple[str, str | None]]:
+    """Yield the values whose layout a node's operator defines; `guess` is the number of axes where nothing tells."""
     op_type = operator(node)
     if not node.input or not node.output:
         return
-    rank = graph.rank(node.output[0]) or graph.rank(node.input[0]) or _rank_of_weight(graph, node) or 4
+    rank = graph.rank(node.output[0]) or graph.rank(node.input[0]) or _rank_of_window(graph, node) or guess
+    if rank is None:
+        return
     if op_type in _CHANNELS_LAST or (op_type in _EITHER and number(node, "channels_last", 0)):
         yield node.input[0], CHANNELS_LAST.get(rank)
         yield node.output[0], CHANNELS_LAST.get(rank)
@@ -206,8 +210,11 @@ def _reshaped(graph: Graph, node: onnx.NodeProto, layout: str) -> str | None:
     return f"NC{letters}" if first else f"N{letters}C"
 
 
-def _rank_of_weight(graph: Graph, node: onnx.NodeProto) -> int | None:
-    """Return the rank of a conv's weight, which its data share."""
+def _rank_of_window(graph: Graph, node: onnx.NodeProto) -> int | None:
+    """Return the number of axes of a conv's or pool's data as its weight or its kernel tells."""
+    kernel = numbers(node, "kernel_shape")
+    if kernel:
+        return len(kernel) + 2
     position = 3 if operator(node) == "QLinearConv" else 1
     rank = graph.rank(node.input[position]) if len(node.input) > position else None
     return rank if rank in CHANNELS_FIRST and rank > 2 else None  # other nodes have vectors there, such as scales

@@ -267,7 +267,8 @@ def _rectifier(y: Samples) -> str | None:
 def _with_parameter(y: Samples) -> str | None:
     """Return the name of a function of one or two parameters that are the same for all channels, or None."""
     low, high = float(y[-2, 0]), float(y[-1, 0])
-    if low < high and (low > _X[-2] or high < _X[-1]) and _equal(y, np.clip(_X, low, high)):
+    # Bounds near the ends of the samples would be a scaling by about 1.
+    if low < high and (low > 0.99 * _X[-2] or high < 0.99 * _X[-1]) and _equal(y, np.clip(_X, low, high)):
         return "Clip"
     if low < 0:
         if _equal(y, elu(_X, -low)):
@@ -276,4 +277,5 @@ def _with_parameter(y: Samples) -> str | None:
             return "Celu"
     one = int(np.argmin(np.abs(_X - 1)))
     ratio = float(y[one, 0])  # sigmoid(beta) for x * sigmoid(beta * x)
-    return "Swish" if 0.5 < ratio < 1 and _equal(y, _X * sigmoid(_X * math.log(ratio / (1 - ratio)))) else None
+    # Above 0.55 the factor beta is above 0.2. With a beta near 0 the function is x / 2, a scaling.
+    return "Swish" if 0.55 < ratio < 1 and _equal(y, _X * sigmoid(_X * math.log(ratio / (1 - ratio)))) else None

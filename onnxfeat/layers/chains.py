@@ -3,6 +3,10 @@
 The walk goes on while one node uses the value, and that node adds or multiplies constants (bias, folded normalization),
 normalizes, or only passes on. It ends with the activation, or before anything else: where several nodes use the value,
 or another branch is added or joined, a block begins that is not part of the conv.
+
+Two things are written otherwise than one would think. A quantizer takes a Relu away where the integers start at 0
+anyway: a normalization behind such integers is behind the Relu, and is none of the conv's. And tf2onnx writes a Keras
+Conv2DTranspose of open sides as a ConvTranspose and a Slice that crops its map: the crop is the conv's.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxfeat.graph.quantization import boundary
-from onnxfeat.graph.reading import Graph, operator
+from onnxfeat.graph.reading import Graph, axis_order, numbers, operator, type_name
 from onnxfeat.layers.activations import Activation, activation_at, is_fixed, uses_of
 
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
@@ -36,7 +40,9 @@ _FUSED = frozenset("FusedConv NhwcFusedConv".split())
 _AFFINE = frozenset("Add Sub Mul Div".split())
 _NORMS = frozenset("BatchNormalization InstanceNormalization GroupNormalization".split())
 _PASSING = frozenset("Identity Cast Dropout Transpose".split())
+_CROPPING = frozenset(("Slice", "Pad"))
 _MOST_STEPS = 32
+_LOWEST = {"uint8": 0, "uint16": 0, "int8": -(2**7), "int16": -(2**15)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,8 @@ class Chain:
         value: The value after it; equals `raw` where there is none.
         activation: What lies between them, or None.
         inside: Name of an activation that the node itself or the one operator behind it holds, or None.
-        stop: The node that the walk stopped before; None where an activation or a graph output ended it.
+        stop: The node that the walk stopped before; None where an activation, a graph output, or integers that may hold
+            a Relu ended it.
         branches: How many nodes use `value` where the walk stopped.
     """
 
@@ -72,6 +79,9 @@ def chain_of(graph: Graph, node: onnx.NodeProto) -> Chain:
     if inside is not None:
         return Chain(raw=value, value=value, inside=inside)
     current = belongs = _in_real_numbers(graph, value) if operator(node) == "ConvInteger" else value
+    walked = [node]
+    # Integers that start at 0: the Relu before them may have been taken away.
+    rectified = value if operator(node) == "QLinearConv" and _starts_at_zero(graph, node, 7) else None
     for _ in range(_MOST_STEPS):
         uses = uses_of(graph, current)
         alone = uses.nodes[0] if len(uses.nodes) == 1 else None
@@ -81,11 +91,17 @@ def chain_of(graph: Graph, node: onnx.NodeProto) -> Chain:
             activation = activation_at(graph, current)
             if activation is not None:
                 return Chain(raw=current, value=activation.value, activation=activation)
-        following = None if alone is None else _step(graph, alone, uses.names, current)
-        if following is None:
+        following = None if alone is None else _step(graph, alone, uses.names, current, walked)
+        if alone is None or following is None:
             return Chain(raw=belongs, value=belongs, stop=alone, branches=len(uses.nodes))
+        rectified = rectified or _rectified(graph, alone, uses.names, current)
         current, is_work = following
+        if rectified is not None and is_work:
+            if operator(alone) not in _CROPPING:
+                return Chain(raw=rectified, value=rectified)
+            rectified = current
         belongs = current if is_work else belongs
+        walked.append(alone)
     return Chain(raw=belongs, value=belongs)
 
 
@@ -114,7 +130,9 @@ def _is_bias(graph: Graph, node: onnx.NodeProto, names: frozenset[str]) -> bool:
     return operator(node) in _AFFINE and any(size is not None and any(side != 1 for side in size) for size in sizes)
 
 
-def _step(graph: Graph, node: onnx.NodeProto, names: frozenset[str], current: str) -> tuple[str, bool] | None:
+def _step(
+    graph: Graph, node: onnx.NodeProto, names: frozenset[str], current: str, walked: list[onnx.NodeProto]
+) -> tuple[str, bool] | None:
     """Return the value behind a node that belongs to the conv, and whether the node does more than pass on; or None."""
     op_type = operator(node)
     output = node.output[0]
@@ -123,12 +141,71 @@ def _step(graph: Graph, node: onnx.NodeProto, names: frozenset[str], current: st
         return None if op_type == "Div" and node.input[1] in names else (output, True)  # 1 / x is no scaling
     if not node.input or node.input[0] not in names:
         return None
-    if op_type in _NORMS:
+    if op_type in _NORMS or (op_type in _CROPPING and _is_crop(graph, node, walked)):
         return output, True
     if op_type in _PASSING:
         return output, False
     behind = _group_norm(graph, node, current) if op_type == "Reshape" else None
     return None if behind is None else (behind, True)
+
+
+def _rectified(graph: Graph, node: onnx.NodeProto, names: frozenset[str], current: str) -> str | None:
+    """Return the integers that start at 0 between a value and the node that reads it, or None where there are none."""
+    value = next((name for name in node.input if name in names), current)
+    found = None
+    for _ in names:  # from one of them back to the first
+        maker = graph.producers.get(value)
+        if value == current or maker is None or not maker.input:
+            break
+        if operator(maker) == "QuantizeLinear" and _starts_at_zero(graph, maker, 2):
+            found = value
+        value = maker.input[0]
+    return found
+
+
+def _starts_at_zero(graph: Graph, node: onnx.NodeProto, position: int) -> bool:
+    """Return whether the lowest integer that a node gives stands for 0; its zero point is the input at `position`."""
+    name = node.input[position] if len(node.input) > position else ""
+    if not name:  # then it is 0
+        return _LOWEST.get(type_name(graph.types.get(node.output[0], (0, None))[0]) or "uint8") == 0
+    zero_point = graph.constant(name)
+    if zero_point is None or zero_point.size != 1:
+        return False
+    return zero_point.dtype.name in _LOWEST and zero_point.item() == _LOWEST[zero_point.dtype.name]
+
+
+def _is_crop(graph: Graph, node: onnx.NodeProto, walked: list[onnx.NodeProto]) -> bool:
+    """Return whether a node cuts the map of a ConvTranspose to the size it should have, and leaves the rest as it is.
+
+    That is a Slice of spatial axes. ConvTranspose may also give a row and a column too few where the stride is above 1:
+    then tf2onnx lets a Pad follow whose widths are computed. Widths that are constant are a padding of its own.
+    """
+    if operator(walked[0]) != "ConvTranspose":
+        return False
+    if operator(node) == "Pad":
+        return operator(walked[-1]) == "Slice" and len(node.input) > 1 and not graph.is_constant(node.input[1])
+    axes = _cut_axes(graph, node)
+    rank = graph.rank(walked[0].input[1]) if len(walked[0].input) > 1 else None  # weights have as many axes as the map
+    if axes is None or rank is None or any(not -rank <= axis < rank for axis in axes):
+        return False
+    axes = [axis % rank for axis in axes]
+    for step in reversed(walked):
+        if operator(step) == "Transpose":
+            order = axis_order(graph, step) or list(reversed(range(rank)))
+            if len(order) != rank:
+                return False
+            axes = [order[axis] for axis in axes]
+    return min(axes, default=0) >= 2
+
+
+def _cut_axes(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+    """Return the axes that a Slice cuts without leaving out any between; None where the graph doesn't tell."""
+    if len(node.input) < 2:  # until opset 9
+        return numbers(node, "axes")
+    axes = graph.constant(node.input[3]) if len(node.input) > 3 else None
+    steps = graph.constant(node.input[4]) if len(node.input) > 4 and node.input[4] else None
+    is_strided = len(node.input) > 4 and bool(node.input[4]) and (steps is None or bool((steps != 1).any()))
+    return None if axes is None or is_strided else [int(axis) for axis in axes.ravel()]
 
 
 def _group_norm(graph: Graph, node: onnx.NodeProto, before: str) -> str | None:

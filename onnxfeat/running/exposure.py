@@ -160,13 +160,15 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool, shapes: bool
     _make_node_names_unique(rewritten.graph)
     unsigned = {value for value in values if not shapes and _made_unsigned(graph, rewritten.graph, value)}
     present = {output.name for output in rewritten.graph.output}
+    own = {output.name: output for output in graph.model.graph.output}
     makers: dict[str, onnx.NodeProto] = {}
     for value in values:
         if value in graph.inner:
             name = shape_output(value) if shapes else value
             makers = makers or _makers(rewritten.graph.node)
             _lift(makers, graph.inner[value], name, graph.types.get(value, (0, None))[0], shapes)
-            rewritten.graph.output.append(onnx.ValueInfoProto(name=name))
+            element_type = onnx.TensorProto.INT64 if shapes else _lifted_type(graph.types.get(value, (0, None))[0])
+            rewritten.graph.output.append(_declared(name, element_type, None))
         elif shapes:
             rewritten.graph.node.append(onnx.helper.make_node("Shape", [value], [shape_output(value)]))
             rewritten.graph.output.append(_declared(shape_output(value), onnx.TensorProto.INT64, None))
@@ -175,6 +177,13 @@ def with_outputs(graph: Graph, values: Iterable[str], *, cut: bool, shapes: bool
             rewritten.graph.node.append(node)
             shape = graph.types[value][1]
             rewritten.graph.output.append(_declared(output_of(graph, value), onnx.TensorProto.FLOAT, shape))
+        elif (
+            value in own
+            and value not in present
+            and value in graph.producers
+            and operator(graph.producers[value]) == "If"
+        ):
+            rewritten.graph.output.append(own[value])  # its branches may give arrays of other shapes
         elif value not in present:
             element_type, shape = graph.types.get(value, (0, None))
             declared = onnx.TensorProto.UINT8 if value in unsigned else element_type
@@ -274,6 +283,15 @@ def _cut(graph: Graph, values: Sequence[str], target: onnx.GraphProto) -> None:
     target.value_info.extend(value for value in source.value_info if value.name in made)
 
 
+def _is_if(node: onnx.NodeProto) -> bool:
+    return operator(node) == "If"
+
+
+def _lifted_type(element_type: int) -> int:
+    """Return the type in which a value of a branch is given: its own where it is quantized, else float32."""
+    return element_type if element_type in _INTEGERS else onnx.TensorProto.FLOAT
+
+
 def _made_unsigned(graph: Graph, target: onnx.GraphProto, value: str) -> bool:
     """Let a QuantizeLinear that gives int8 to one DequantizeLinear give uint8, both zero points 128 higher.
 
@@ -324,7 +342,7 @@ def _lift(makers: Mapping[str, onnx.NodeProto], place: Inner, name: str, element
     (output, branch), *deeper = place.path
     node = makers[output]
     # To one type for both branches: its own where that is sure, else float32.
-    given = onnx.TensorProto.INT64 if shape else element_type if element_type in _INTEGERS else onnx.TensorProto.FLOAT
+    given = onnx.TensorProto.INT64 if shape else _lifted_type(element_type)
     for attribute in node.attribute:
         if attribute.type != onnx.AttributeProto.GRAPH:
             continue

@@ -266,14 +266,20 @@ class FeatureExtractor:
             all_nodes=all_nodes,
         )
 
-    def groups(self, picture: Picture) -> tuple[tuple[Layer, ...], ...]:
-        """Return the layers in the groups that a run on this picture takes one after the other."""
-        return self._plan(self._shapes([picture]))
+    def groups(self, picture: Picture, share: int = 1) -> tuple[tuple[Layer, ...], ...]:
+        """Return the layers in groups whose maps for this picture fit the budget, `share` times over where they can."""
+        shapes = self._shapes([picture])
+        sizes, groups = self._sizes(shapes), self._plan(shapes)
+        return tuple(part for group in groups for part in passes(group, sizes, self.max_bytes // share, strict=False))
 
     @property
     def most_input(self) -> int:
         """Bytes that the model's input may take."""
         return max(self.max_bytes, _LEAST_INPUT)
+
+    def close(self) -> None:
+        """Free the memory that the model takes; the next run opens it again."""
+        self._session, self._opened = None, ()
 
     def _refuse_to_hold(self, size: int, samples: int) -> None:
         if size > self.max_bytes:

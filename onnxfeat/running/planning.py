@@ -84,7 +84,9 @@ def _of_one(layer: Layer, target: ModelInput) -> tuple[Axis, ...] | None:
     return tuple(batch if axis == "N" and not isinstance(side, int) else side for side, axis in pairs)
 
 
-def passes(layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int) -> tuple[tuple[Layer, ...], ...]:
+def passes(
+    layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int, *, strict: bool = True
+) -> tuple[tuple[Layer, ...], ...]:
     """Return the layers in groups, in their own order, so that the maps of each fit a budget.
 
     A group's maps take the sum of their sizes and the largest of them once more, which is the room for putting one in
@@ -94,6 +96,7 @@ def passes(layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int
         layers: The layers.
         sizes: Layer name to bytes of its maps, None where unknown.
         budget: Bytes that a group may take.
+        strict: Whether a layer that does not fit by itself is an error; else it gets a group of its own.
 
     Raises:
         LayerError: A single layer does not fit.
@@ -108,7 +111,7 @@ def passes(layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int
     values: set[str] = set()
     for layer in layers:
         size = sizes[layer.name]
-        if size is not None and 2 * size > budget:
+        if strict and size is not None and 2 * size > budget:
             raise LayerError(
                 f"the maps of layer {layer.name!r} take {readable(size)}, and as much again to be drawn; the budget is "
                 f"{readable(budget)}: raise max_bytes, pass a smaller picture, or leave the layer out (!{layer.name})"

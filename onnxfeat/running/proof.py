@@ -31,6 +31,11 @@ LIMIT = 1e-3
 
 _DISTURBANCES = 4
 
+_BLOCK = 1 << 20  # numbers that are compared at a time
+
+# How many times the maps of a pass are in memory at once: as drawn, as written, and of a disturbed run.
+_AT_ONCE = 3
+
 # What open lengths are tried with when there is no picture: what most networks are trained with comes first.
 _SIDES = (224, 256, 320, 64, 512)
 
@@ -75,13 +80,18 @@ def check(
     """
     tell = progress or (lambda _: None)
     extractor = FeatureExtractor(
-        model, layers=layers, provider=provider, preprocessing=preprocessing, inputs=inputs, max_bytes=max_bytes
+        model,
+        layers=layers,
+        provider=provider,
+        preprocessing=preprocessing,
+        inputs=inputs,
+        max_bytes=max_bytes,
     )
     graph = read_graph(model)
     given = dict(inputs or {})
     refuse_absurd(graph, graph.types, sorted(graph.outputs))
     tell("the untouched model")
-    untouched, _ = open_session(_content(model), provider, extractor.model_name)
+    untouched, _ = open_session(_content(model), provider, extractor.model_name, reuse=False)
     sample = _sample(picture, extractor, untouched, given)
     before = _run(untouched, _feed(sample, extractor, untouched, given), extractor.model_name)
     del untouched  # before the exposed one takes its memory
@@ -89,34 +99,40 @@ def check(
     found: dict[str, Change] = {}
     left_out = dict(extractor.left_out)
     quantized = any("Quantize" in operator(node) or operator(node).startswith("QLinear") for node in graph.nodes)
-    for group in extractor.groups(sample):
+    for group in extractor.groups(sample, share=_AT_ONCE):
         tell(f"the exposed model, {len(found)} of {len(extractor.layers)} layers done")
         run_on = partial(_values, graph, group, extractor, given)
-        whole = run_on(sample, more=before)
         drawn = extractor.values(sample, group)
-        written = whole if quantized else run_on(sample, optimized=False)
-        moved = {name: change_of(name, value, whole[name]) for name, value in before.items()}
-        compared = {}
+        extractor.close()  # each session takes the model's memory; one at a time is open
         for layer in group:
             why = why_no_map(drawn[layer.value], layer)
             if why:
                 left_out[layer.name] = why
-            else:
-                value = output_of(graph, layer.value)
-                compared[layer.name] = (value, change_of(layer.name, written[value], drawn[layer.value]))
-        if not all(change.is_rounding(LIMIT) for _, change in compared.values()):
+        seen = [layer for layer in group if layer.name not in left_out]
+        values = {layer.name: output_of(graph, layer.value) for layer in seen}
+        watched = run_on(sample, more=before)
+        moved = {name: change_of(name, value, watched[name]) for name, value in before.items()}
+        written = watched if quantized else run_on(sample, optimized=False)
+        del watched
+        compared = {
+            layer.name: change_of(layer.name, written[values[layer.name]], drawn[layer.value]) for layer in seen
+        }
+        del drawn
+        if not all(change.is_rounding(LIMIT) for change in compared.values()):
             for other in _disturbed(sample):
                 again = run_on(other, optimized=quantized)
                 compared = {
-                    name: (value, _with_noise(change, written[value], again[value]))
-                    for name, (value, change) in compared.items()
+                    name: _with_noise(change, written[values[name]], again[values[name]])
+                    for name, change in compared.items()
                 }
+                del again
+        del written
         outputs = {name: max(change, outputs.get(name, change), key=_size) for name, change in moved.items()}
-        found.update((name, change) for name, (_, change) in compared.items())
+        found.update(compared)
     if not all(change.is_rounding(LIMIT) for change in outputs.values()):
         tell("the untouched model on a disturbed input")
         # Not the exposed one: what is wrong with that would pass for noise.
-        untouched, _ = open_session(_content(model), provider, extractor.model_name)
+        untouched, _ = open_session(_content(model), provider, extractor.model_name, reuse=False)
         for other in _disturbed(sample):
             again = _run(untouched, _feed(other, extractor, untouched, given), extractor.model_name)
             outputs = {name: _with_noise(change, before[name], again[name]) for name, change in outputs.items()}
@@ -155,27 +171,32 @@ def change_of(name: str, before: Any, after: Any) -> Change:
         return far
     if old.dtype.kind not in "fiub":
         return none if np.array_equal(old, new) else far
-    if old.tobytes() == new.tobytes():
-        return none
-    return _change_of_numbers(name, old.astype(np.float64), new.astype(np.float64))
+    return _change_of_numbers(name, np.ascontiguousarray(old).reshape(-1), np.ascontiguousarray(new).reshape(-1))
 
 
-def _change_of_numbers(name: str, old: NDArray[np.float64], new: NDArray[np.float64]) -> Change:
-    """Return how far an array moved of which some bits differ; what is not finite must be so at the same places."""
-    finite = np.isfinite(old)
-    same_elsewhere = np.array_equal(old[~finite], new[~finite], equal_nan=True) and np.isfinite(new[finite]).all()
-    if not same_elsewhere:
-        return Change(name=name, largest=math.inf, relative=math.inf, equal=False)
-    if not finite.any():
-        return Change(name=name, largest=0.0, relative=0.0, equal=False)
-    old, new = old[finite], new[finite]
+def _change_of_numbers(name: str, old: NDArray[Any], new: NDArray[Any]) -> Change:
+    """Return how far a row of numbers moved, block by block; what is not finite must be so at the same places.
+
+    Quarters are compared: differences of numbers near the end of float64 are beyond it.
+    """
+    equal, largest, low, high = True, 0.0, math.inf, -math.inf
+    for start in range(0, old.size, _BLOCK):
+        one, two = old[start : start + _BLOCK], new[start : start + _BLOCK]
+        equal = equal and np.array_equal(one.view(np.uint8), two.view(np.uint8))
+        before, after = one.astype(np.float64) / 4, two.astype(np.float64) / 4
+        finite = np.isfinite(before)
+        if not np.array_equal(before[~finite], after[~finite], equal_nan=True) or not np.isfinite(after[finite]).all():
+            return Change(name=name, largest=math.inf, relative=math.inf, equal=False)
+        before, after = before[finite], after[finite]
+        if before.size:
+            largest = max(largest, float(np.abs(before - after).max()))
+            low, high = min(low, float(before.min())), max(high, float(before.max()))
+    if equal or low > high:
+        return Change(name=name, largest=0.0, relative=0.0, equal=equal)
+    most = max(abs(low), abs(high))
+    extent = (high - low if high - low > most / 100 else most) or 0.25
     with np.errstate(over="ignore"):
-        largest = float(np.abs(old - new).max())
-        extent = float(old.max() - old.min()) or float(np.abs(old).max()) or 1.0
-    if math.isfinite(largest) and math.isfinite(extent):
-        return Change(name=name, largest=largest, relative=largest / extent, equal=False)
-    # Numbers near the end of float64: their differences are beyond it, but not those of their quarters.
-    return Change(name=name, largest=largest, relative=change_of(name, old / 4, new / 4).relative, equal=False)
+        return Change(name=name, largest=float(np.multiply(largest, 4)), relative=largest / extent, equal=False)
 
 
 def _size(change: Change) -> tuple[bool, float, bool]:
@@ -252,7 +273,7 @@ def _values(
     """Return the values of layers, and of outputs of the model, from a graph that exposes those layers."""
     exposed = with_outputs(graph, [layer.value for layer in layers], cut=False).SerializeToString()
     session, _ = open_session(
-        exposed, extractor.provider.asked, extractor.model_name, graph.folder, optimized=optimized
+        exposed, extractor.provider.asked, extractor.model_name, graph.folder, optimized=optimized, reuse=False
     )
     names = [*more, *(output_of(graph, layer.value) for layer in layers)]
     return _run(session, _feed(sample, extractor, session, given), extractor.model_name, dict.fromkeys(names))

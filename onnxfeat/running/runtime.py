@@ -44,6 +44,7 @@ def open_session(
     *,
     optimized: bool = True,
     save_to: Path | None = None,
+    reuse: bool = True,
 ) -> tuple[onnxruntime.InferenceSession, ProviderChoice]:
     """Open a session; what counts is the provider that it has, never the one that was asked for.
 
@@ -54,6 +55,7 @@ def open_session(
         folder: Where a model that comes as bytes has the weights that it keeps in other files.
         optimized: Whether ONNX Runtime may fuse and fold nodes; False runs the graph as it is written.
         save_to: Where to save the graph as it was optimized, its weights in a file beside it.
+        reuse: Whether memory is kept for the next run, which makes that faster; ONNX Runtime takes up to twice as much.
     """
     runtime = _import_runtime()
     available = runtime.get_available_providers()
@@ -62,6 +64,7 @@ def open_session(
     options.log_severity_level = _FATAL_ONLY
     if folder is not None and isinstance(content, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    options.enable_cpu_mem_arena = reuse
     if save_to is not None:
         options.optimized_model_filepath = os.fspath(save_to)
         for option, value in _WEIGHTS_APART.items():
