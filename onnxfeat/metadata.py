@@ -224,7 +224,7 @@ def _check(document: Document) -> None:
     for target in inputs:
         if target is not None:
             _check_texts(target, "name", "dtype")
-            _check_axes("other", target.layout, target.shape)
+            _check_axes("other", None if target.layout in _WITHOUT_BATCH else target.layout, target.shape)
             if target.layout is not None and len(target.layout) != len(target.shape):
                 raise ValueError(f"layout {target.layout!r} of shape {target.shape!r:.80}")
     document.to_text().encode()  # raises where a name has what no text may: half of a surrogate pair
@@ -270,6 +270,7 @@ def _are_numbers(numbers: Any) -> bool:
 
 # Each axis once, N and C among them.
 _LAYOUT = r"(?=.*N)(?=.*C)(?!.*(.).*\1)[NCDHWT]+"
+_WITHOUT_BATCH = ("CHW", "HWC")  # of an input
 
 
 def read_document(path: Path) -> Document:

@@ -121,9 +121,7 @@ def test_pictures_of_several_sizes_share_a_plan_that_fits_the_largest() -> None:
 
 def test_what_does_not_fit_at_once_is_refused_with_the_way_out() -> None:
     extractor = FeatureExtractor(stack(), provider="cpu", max_bytes="20KB")
-    with pytest.raises(
-        PictureError, match=r"the maps of 4 layers for 2 pictures take 33\.3 KB or more, .*extractor\.stream"
-    ):
+    with pytest.raises(PictureError, match=r"the maps for 2 pictures take 33\.3 KB or more, .*extractor\.stream"):
         extractor([picture(), picture()])
 
 
@@ -390,3 +388,60 @@ def test_a_declared_shape_that_lies_does_not_mislead() -> None:
     extractor = FeatureExtractor(model, provider="cpu")
     assert [layer.shape for layer in extractor.layers] == [(1, 4, 6, 6), (1, 4, 5, 5)]
     np.testing.assert_allclose(extractor(picture(8))["pool_0"].shape, (1, 4, 5, 5))
+
+
+def test_no_sample_of_an_input_that_is_fed_whole_is_lost() -> None:
+    """Of a generator that makes pictures of two rows of numbers, both are asked for."""
+    model = network(
+        """(float[2,12] x) => (float y) { r = Reshape(x, s) c = Conv(r, w) y = Relu(c) }""",
+        s=np.array([2, 3, 2, 2]),
+        w=kernel(4, 3, 1, 1),
+    )
+    x = RNG.normal(size=(2, 12)).astype(np.float32)
+    found = FeatureExtractor(model, provider="cpu")(x)
+    assert found.pictures == ("picture_1[0]", "picture_1[1]")
+    np.testing.assert_allclose(found["conv_0"].array, reference(model, x=x)["y"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_conv_of_constants_is_a_layer_too() -> None:
+    model = network(
+        "(float[1,3,8,8] x) => (float y) { c = Conv(k, w) d = Conv(x, w) y = Add(c, d) }",
+        k=picture(8),
+        w=kernel(4, 3, 3, 3),
+    )
+    x = picture(8)
+    found = FeatureExtractor(model, provider="cpu")(x)
+    np.testing.assert_allclose(found["conv_0"].array, reference(model, x=x)["c"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("axes", "kernel_shape"), [("N,3,30", (3,)), ("N,3,6,7,8", (3, 3, 3))])
+def test_the_kernel_tells_the_axes_where_no_shape_does(axes: str, kernel_shape: tuple[int, ...]) -> None:
+    """Behind an operator that nobody's inference knows."""
+    model = network(
+        f"(float[{axes}] x) => (float y) {{ t = Identity(x) c = Conv(t, w) "
+        f"p = MaxPool<kernel_shape = {[2] * len(kernel_shape)}>(c) y = Relu(p) }}",
+        w=kernel(4, 3, *kernel_shape),
+    )
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    layers = FeatureExtractor(model, provider="cpu").layers
+    assert [len(layer.layout or "") for layer in layers] == [len(kernel_shape) + 2] * 2
+
+
+def test_a_model_without_a_batch_axis_takes_a_picture(tmp_path: Path) -> None:
+    """As torchvision's detectors do."""
+    model = network(
+        "(float[3,H,W] x) => (float y) { u = Unsqueeze(x, zero) y = Conv(u, w) }",
+        zero=np.array([0]),
+        w=kernel(4, 3, 3, 3),
+    )
+    pixels = RNG.integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    x = (pixels.transpose(2, 0, 1) / 255).astype(np.float32)
+    expose(model, tmp_path / "e.onnx")
+    for source in (model, tmp_path / "e.onnx"):
+        extractor = FeatureExtractor(source, provider="cpu")
+        assert extractor.input.layout == "CHW"
+        for sample in (pixels, x):
+            found = extractor(sample)
+            np.testing.assert_allclose(found["conv_0"].array, reference(model, x=x)["y"], rtol=1e-4, atol=1e-4)
+    assert extractor(pixels).preprocessed == (False,)
+    assert extractor(x).preprocessed == (True,)

@@ -261,8 +261,15 @@ def _as_input(graph: Graph, name: str, layouts: Mapping[str, str]) -> ModelInput
     layout = layouts.get(name)
     if layout is not None and shape is not None and len(layout) != len(shape):
         layout = None  # the graph contradicts itself
-    # Where nothing in the graph tells (no conv behind the input), ONNX's own convention for pictures holds.
-    layout = layout or (CHANNELS_FIRST[4] if shape is None or len(shape) == 4 else None)
+    layout = layouts.get(name)
+    if layout is not None and shape is not None and len(layout) != len(shape):
+        layout = None
+    # Where nothing in the graph tells (no conv behind the input), ONNX's own convention for pictures holds; and without
+    # a batch axis that of torchvision's detectors.
+    if layout is None and (shape is None or len(shape) == 4):
+        layout = CHANNELS_FIRST[4]
+    elif layout is None and shape is not None and len(shape) == 3 and shape[0] == 3:
+        layout = "CHW"
     if shape is None and layout is not None:
         shape = (None,) * len(layout)
     return ModelInput(name=name, shape=shape or (), layout=layout, dtype=dtype)

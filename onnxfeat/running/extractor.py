@@ -29,8 +29,8 @@ from onnxfeat.running.images import (
     names_of,
     shape_of,
 )
-from onnxfeat.running.maps import map_of, that_can_be_extracted, why_no_map
-from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, readable
+from onnxfeat.running.maps import map_of, sample_of, that_can_be_extracted, why_no_map
+from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, refuse_to_hold
 from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
 
 if TYPE_CHECKING:
@@ -157,10 +157,10 @@ class FeatureExtractor:
         whole = 0
         parts = []
         samples = sum(self._samples(picture) for picture in batch)
-        self._refuse_to_hold(self.plan(batch).total * samples, samples)
+        refuse_to_hold(self.plan(batch).total * samples, self.max_bytes, samples)
         for part in self.stream(batch):
             whole += sum(feature_map.array.nbytes for feature_map in part.values())
-            self._refuse_to_hold(whole, samples)
+            refuse_to_hold(whole, self.max_bytes, samples)
             parts.append(part)
         maps = {}
         for layer in self.layers:
@@ -220,22 +220,25 @@ class FeatureExtractor:
                 for index in range(count):
                     maps, left_out = self._run(samples[index : index + 1] if self.input.is_batched else samples, group)
                     given = given or bool(maps)
-                    yield Features(
-                        maps=maps,
-                        pictures=(name if count == 1 else f"{name}[{index}]",),
-                        preprocessed=(is_preprocessed(picture, self.input),),
-                        model=self.model_name,
-                        sha256=self.sha256,
-                        provider=self.provider,
-                        preprocessing=self.preprocessing,
-                        preprocessing_source=self.preprocessing_source,
-                        seconds=time.perf_counter() - start,
-                        layers=tuple(layer.name for layer in self.layers),
-                        first=position,
-                        left_out={**self.left_out, **left_out},
-                    )
+                    # Fed whole, an input may still give the maps of several samples.
+                    inside = 1 if self.input.is_batched else max((len(x.array) for x in maps.values()), default=1)
+                    for part in range(inside):
+                        yield Features(
+                            maps=maps if inside == 1 else sample_of(maps, part),
+                            pictures=(name if count * inside == 1 else f"{name}[{index + part}]",),
+                            preprocessed=(is_preprocessed(picture, self.input),),
+                            model=self.model_name,
+                            sha256=self.sha256,
+                            provider=self.provider,
+                            preprocessing=self.preprocessing,
+                            preprocessing_source=self.preprocessing_source,
+                            seconds=time.perf_counter() - start,
+                            layers=tuple(layer.name for layer in self.layers),
+                            first=position,
+                            left_out={**self.left_out, **left_out},
+                        )
+                        position += 1
                     del maps
-                    position += 1
         if not given:
             name, why = next(iter(left_out.items()))
             raise LayerError(f"none of the chosen layers gives a map, {name!r} for instance {why}: choose others")
@@ -280,14 +283,6 @@ class FeatureExtractor:
     def close(self) -> None:
         """Free the memory that the model takes; the next run opens it again."""
         self._session, self._opened = None, ()
-
-    def _refuse_to_hold(self, size: int, samples: int) -> None:
-        if size > self.max_bytes:
-            raise PictureError(
-                f"the maps of {len(self.layers)} layers for {samples} pictures take {readable(size)} or more, which do "
-                f"not fit the budget of {readable(self.max_bytes)} at once: take them as they come, `for part in "
-                f"extractor.stream(pictures)`, choose fewer layers, or raise max_bytes"
-            )
 
     def _read(self) -> Graph:
         if self._graph is None:
@@ -435,7 +430,7 @@ class FeatureExtractor:
             if why:
                 left_out[layer.name] = why
             else:
-                maps[layer.name] = map_of(array, layer)
+                maps[layer.name] = map_of(array, layer, all_samples=not self.input.is_batched)
             del array
         return maps, left_out
 

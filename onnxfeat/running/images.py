@@ -62,7 +62,7 @@ def load_samples(
             f"picture; pass a .npy array of that shape"
         )
     content = _content(picture)
-    if isinstance(content, np.ndarray) and (content.ndim == 4 or not target.is_picture):
+    if isinstance(content, np.ndarray) and _is_input(content, target):
         refuse_large(content.shape, target, name, max_bytes)
         return _preprocessed(content, target, name)
     if path is not None and isinstance(content, np.ndarray):
@@ -80,8 +80,10 @@ def load_samples(
             f"{target.name!r} wants {channels}: {advice}, or pass a preprocessed array of shape {target.described}"
         )
     values = _values(image, target, preprocessing, name)
-    order = [("N", "H", "W", "C").index(axis) for axis in target.layout or "NHWC"]
-    return np.ascontiguousarray(values[None].transpose(order))
+    layout = target.layout or "NHWC"
+    if "N" not in layout:
+        return np.ascontiguousarray(values.transpose(["HWC".index(axis) for axis in layout]))
+    return np.ascontiguousarray(values[None].transpose(["NHWC".index(axis) for axis in layout]))
 
 
 def is_preprocessed(picture: Picture, target: ModelInput) -> bool:
@@ -94,8 +96,15 @@ def is_preprocessed(picture: Picture, target: ModelInput) -> bool:
         return True
     if isinstance(picture, str | Path):
         path = Path(picture)
-        return path.suffix.lower() == ".npy" and load_array(path).ndim == 4
-    return isinstance(picture, np.ndarray) and picture.ndim == 4
+        return path.suffix.lower() == ".npy" and _is_input(load_array(path), target)
+    return isinstance(picture, np.ndarray) and _is_input(picture, target)
+
+
+def _is_input(array: NDArray[Any], target: ModelInput) -> bool:
+    """Return whether an array is the model's input itself by its axes; one of `uint8` with three is a picture."""
+    if not target.is_picture or array.ndim == 4:
+        return True
+    return array.ndim == len(target.shape) == 3 and array.dtype != np.uint8
 
 
 def shape_of(

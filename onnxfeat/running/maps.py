@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,14 @@ def why_no_map(array: Any, layer: Layer) -> str:
     return ""
 
 
-def map_of(array: NDArray[Any], layer: Layer) -> FeatureMap:
-    """Return the first sample of a layer's value as a feature map: float32, real units, channels first."""
+def map_of(array: NDArray[Any], layer: Layer, *, all_samples: bool = False) -> FeatureMap:
+    """Return the first sample, or all, of a layer's value as a feature map: float32, real units, channels first.
+
+    A fixed batch is filled with copies of one sample; where the input is fed whole, all of them were asked for.
+    """
     layout = layer.layout or ""
     batch = layout.index("N")
-    first = np.take(array, [0], axis=batch) if array.shape[batch] > 1 else array
+    first = np.take(array, [0], axis=batch) if array.shape[batch] > 1 and not all_samples else array
     saturated = None
     if layer.dtype == "int8" and first.dtype == np.uint8:  # taken 128 higher, see `onnxfeat.running.exposure`
         first = (first ^ 0x80).view(np.int8)
@@ -66,3 +70,8 @@ def map_of(array: NDArray[Any], layer: Layer) -> FeatureMap:
     spatial = sorted(set(layout) - set("NC"), key="DHWT".find)
     ordered = first.transpose([layout.index(axis) for axis in ("N", "C", *spatial)])
     return FeatureMap(layer=layer, array=np.ascontiguousarray(ordered, dtype=np.float32), saturated=saturated)
+
+
+def sample_of(maps: Mapping[str, FeatureMap], index: int) -> dict[str, FeatureMap]:
+    """Return the maps of one sample; those of layers that give fewer samples belong to the first ones."""
+    return {name: replace(x, array=x.array[index : index + 1]) for name, x in maps.items() if index < len(x.array)}

@@ -127,3 +127,13 @@ def passes(
         values.add(layer.value)
         total, largest = total + more, max(largest, more)
     return tuple(tuple(group) for group in groups)
+
+
+def refuse_to_hold(size: int, budget: int, samples: int) -> None:
+    """Raise a `PictureError` if maps of this size, in bytes, are more than the budget for what is in memory at once."""
+    if size > budget:
+        raise PictureError(
+            f"the maps for {samples} pictures take {readable(size)} or more, which do not fit the budget of "
+            f"{readable(budget)} at once: take them as they come, `for part in extractor.stream(pictures)`, choose "
+            f"fewer layers, or raise max_bytes"
+        )

@@ -91,7 +91,7 @@ def check(
     given = dict(inputs or {})
     refuse_absurd(graph, graph.types, sorted(graph.outputs))
     tell("the untouched model")
-    untouched, _ = open_session(_content(model), provider, extractor.model_name, reuse=False)
+    untouched, _ = open_session(_content(model), provider, extractor.model_name)
     sample = _sample(picture, extractor, untouched, given)
     before = _run(untouched, _feed(sample, extractor, untouched, given), extractor.model_name)
     del untouched  # before the exposed one takes its memory
@@ -132,7 +132,7 @@ def check(
     if not all(change.is_rounding(LIMIT) for change in outputs.values()):
         tell("the untouched model on a disturbed input")
         # Not the exposed one: what is wrong with that would pass for noise.
-        untouched, _ = open_session(_content(model), provider, extractor.model_name, reuse=False)
+        untouched, _ = open_session(_content(model), provider, extractor.model_name)
         for other in _disturbed(sample):
             again = _run(untouched, _feed(other, extractor, untouched, given), extractor.model_name)
             outputs = {name: _with_noise(change, before[name], again[name]) for name, change in outputs.items()}
@@ -273,7 +273,7 @@ def _values(
     """Return the values of layers, and of outputs of the model, from a graph that exposes those layers."""
     exposed = with_outputs(graph, [layer.value for layer in layers], cut=False).SerializeToString()
     session, _ = open_session(
-        exposed, extractor.provider.asked, extractor.model_name, graph.folder, optimized=optimized, reuse=False
+        exposed, extractor.provider.asked, extractor.model_name, graph.folder, optimized=optimized
     )
     names = [*more, *(output_of(graph, layer.value) for layer in layers)]
     return _run(session, _feed(sample, extractor, session, given), extractor.model_name, dict.fromkeys(names))
