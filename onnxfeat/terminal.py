@@ -115,13 +115,15 @@ def verdict(found: Check) -> Iterator[str]:
         default=None,
     )
     if found.unchanged:
-        yield f"the {len(found.outputs)} outputs of the model are equal to the bit, watched or not"
+        yield f"the model's outputs ({len(found.outputs)}) are equal to the bit, watched or not"
     elif worst is not None:
         kind = "rounding" if worst.is_rounding(found.limit) else "more than rounding"
         name = _printable(worst.name)
         yield f"watching moves the model's outputs by {worst.relative:.1e} of their range at most ({name}): {kind}"
     far = max(found.layers, key=lambda change: (not change.is_rounding(found.limit), change.relative), default=None)
-    if far is not None:
+    if far is not None and all(change.equal for change in found.layers):
+        yield f"layers as they are drawn ({len(found.layers)}) are equal to the bit to those of the whole graph"
+    elif far is not None:
         kind = "rounding" if far.is_rounding(found.limit) else "more than rounding"
         yield (
             f"{len(found.layers)} layers as they are drawn against the whole graph: the largest change is "

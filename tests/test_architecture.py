@@ -150,6 +150,7 @@ IMPORTS: dict[str, set[str]] = {
         "running.runtime",
     },
     "running.proof": {
+        "running.sizing",
         "running.limits",
         "preprocessing",
         "findings",

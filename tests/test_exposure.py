@@ -315,7 +315,7 @@ def test_an_input_that_the_layers_do_not_need_is_cut_off(tmp_path: Path) -> None
         (
             "r = RandomNormal<shape = [1, 3, 4, 4]>() y = Conv(r, w1)",
             "float[1,3,4,4] x",
-            r"wants 0 inputs \(none that is left\)",
+            r"has no input left for the picture: leave out the value of the input that takes it",
         ),
     ],
 )

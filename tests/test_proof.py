@@ -328,7 +328,7 @@ def test_the_command_prints_a_line_for_each_output_and_layer(
         ["layer", "pool_0"],
         ["layer", "conv_1"],
     ]
-    assert "the 1 outputs of the model are equal to the bit, watched or not" in err
+    assert "the model's outputs (1) are equal to the bit, watched or not" in err
     assert "3 layers as they are drawn against the whole graph" in err
 
 

@@ -240,10 +240,15 @@ def picture_input(graph: Graph, names: Iterable[str] | None = None, given: Itera
     inputs = [_as_input(graph, name, layouts) for name in graph.inputs if name in wanted]
     pictures = inputs if len(inputs) == 1 else [x for x in inputs if x.is_picture and graph.rank(x.name) == 4]
     if len(pictures) != 1:
+        if not inputs:
+            raise ModelError(
+                f"{graph.origin} has no input left for the picture: leave out the value of the input that takes it, or "
+                f"choose layers that see one"
+            )
         shapes = [x.described if graph.rank(x.name) is not None else "of unknown shape" for x in inputs]
         listed = ", ".join(f"{x.name!r} {x.dtype} {shape}" for x, shape in zip(inputs, shapes, strict=True))
         raise ModelError(
-            f"{graph.origin} wants {len(inputs)} inputs ({listed or 'none that is left'}), of which {len(pictures)} "
+            f"{graph.origin} wants {len(inputs)} inputs ({listed}), of which {len(pictures)} "
             f"take a picture, and one must: give the others values of their own, --input NAME=NUMBER or "
             f"--input NAME=FILE.npy (in Python `inputs=`)"
         )

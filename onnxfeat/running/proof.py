@@ -25,6 +25,7 @@ from onnxfeat.running.limits import refuse_absurd
 from onnxfeat.running.maps import why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET
 from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
+from onnxfeat.running.sizing import types_for
 
 LIMIT = 1e-3
 """Largest change, relative to the range of a value, that counts as rounding whatever the value's own noise is."""
@@ -93,6 +94,8 @@ def check(
     tell("the untouched model")
     untouched, _ = open_session(_content(model), provider, extractor.model_name)
     sample = _sample(picture, extractor, untouched, given)
+    bound = types_for(graph, extractor.input, given, [sample.shape])
+    refuse_absurd(graph, bound[0], sorted(graph.outputs))
     before = _run(untouched, _feed(sample, extractor, untouched, given), extractor.model_name)
     del untouched  # before the exposed one takes its memory
     outputs: dict[str, Change] = {}
