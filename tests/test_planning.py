@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfeat.errors import LayerError, PictureError
+from onnxfeat.errors import PictureError
 from onnxfeat.records import Layer, ModelInput
 from onnxfeat.running.limits import physical_memory
-from onnxfeat.running.planning import budget_of, bytes_of, declared_sizes, passes, readable
+from onnxfeat.running.planning import budget_of, bytes_of, declared_sizes, passes, readable, too_large
 
 PICTURE = ModelInput(name="x", shape=("N", 3, 8, 8), layout="NCHW", dtype="float32")
 
@@ -96,9 +96,12 @@ def test_a_layer_of_unknown_size_runs_alone() -> None:
     assert [[x.name for x in group] for group in groups] == [["a"], ["b"], ["c", "d"]]
 
 
-def test_a_layer_that_does_not_fit_by_itself_is_an_error_that_says_how_much_it_takes() -> None:
-    with pytest.raises(LayerError, match=r"the maps of layer 'big' take 60 bytes, .* the budget is 100 bytes: raise"):
-        passes([layer("big")], {"big": 60}, 100)
+def test_a_layer_that_does_not_fit_by_itself_is_told_with_what_it_takes() -> None:
+    sizes = {"small": 10, "big": 60, "unknown": None}
+    assert too_large([layer(name) for name in sizes], sizes, 100) == {
+        "big": "its maps take 60 bytes, and as much again to be drawn, of a budget of 100 bytes; raise max_bytes, or "
+        "pass a smaller picture"
+    }
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

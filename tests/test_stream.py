@@ -125,9 +125,15 @@ def test_what_does_not_fit_at_once_is_refused_with_the_way_out() -> None:
         extractor([picture(), picture()])
 
 
-def test_a_layer_larger_than_the_budget_is_refused_before_it_is_computed() -> None:
-    with pytest.raises(LayerError, match=r"the maps of layer 'conv_0' take 8\.19 KB, .*!conv_0"):
-        list(FeatureExtractor(stack(), provider="cpu", max_bytes="10KB").stream(picture()))
+def test_a_layer_larger_than_the_budget_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    extractor = FeatureExtractor(stack(), provider="cpu", max_bytes="10KB")
+    run = save_pictures(extractor.stream(picture()), tmp_path / "maps")
+    assert [layer["layer"] for layer in run["pictures"][0]["layers"]] == ["pool_0", "conv_1", "pool_1"]
+    assert run["left_out"]["conv_0"].startswith("its maps take 8.19 KB, and as much again to be drawn, of a budget of")
+    with pytest.raises(LayerError, match=r"layer 'conv_0' does not fit: its maps take 8\.19 KB, .* \(!conv_0\)"):
+        FeatureExtractor(stack(), layers="0:2", provider="cpu", max_bytes="12KB")(picture())
+    with pytest.raises(LayerError, match=r"none of the 1 layers fits, 'conv_0' for instance: its maps take 8\.19 KB"):
+        list(FeatureExtractor(stack(), layers="conv_0", provider="cpu", max_bytes="10KB").stream(picture()))
 
 
 def test_files_are_the_same_in_one_pass_and_in_many(models: Path, tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ from onnxfeat.running.images import (
     Picture,
     choose_preprocessing,
     is_preprocessed,
+    listed,
     load_samples,
     names_of,
     shape_of,
 )
 from onnxfeat.running.maps import map_of, sample_of, that_can_be_extracted, why_no_map
-from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, refuse_to_hold
+from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, refuse_to_hold, too_large
 from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class FeatureExtractor:
         self._given = dict(inputs or {})
         self._graph: Graph | None = None
         self._known_sizes: dict[frozenset[tuple[int, ...]], dict[str, int | None]] = {}
-        self._plans: dict[frozenset[tuple[int, ...]], tuple[tuple[Layer, ...], ...]] = {}
+        self._plans: dict[frozenset[tuple[int, ...]], tuple[tuple[tuple[Layer, ...], ...], dict[str, str]]] = {}
         document = read_document(Path(model)) if isinstance(model, str | Path) else Document()
         # Only onnx's parser can tell where weights in other files are, which must be known before the runtime opens it.
         path = Path(model) if isinstance(model, str | Path) else None
@@ -138,7 +139,7 @@ class FeatureExtractor:
         self._opened: tuple[str, ...] = ()
         self._session: Any
         self._extras: dict[str, Any] = {}
-        self._open(self._plan(())[0])
+        self._open(self._plan(())[0][0])
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Features:
         """Return the maps of the chosen layers for one picture or many.
@@ -153,11 +154,13 @@ class FeatureExtractor:
             ModelError: The model fails while it runs.
         """
         start = time.perf_counter()
-        batch = _listed(pictures)
+        batch = listed(pictures)
         whole = 0
         parts = []
         samples = sum(self._samples(picture) for picture in batch)
         refuse_to_hold(self.plan(batch).total * samples, self.max_bytes, samples)
+        for name, why in self._plan(self._shapes(batch))[1].items():
+            raise LayerError(f"layer {name!r} does not fit: {why}, or leave it out (!{name})")
         for part in self.stream(batch):
             whole += sum(feature_map.array.nbytes for feature_map in part.values())
             refuse_to_hold(whole, self.max_bytes, samples)
@@ -199,7 +202,7 @@ class FeatureExtractor:
 
         Raises:
             PictureError: A picture can't be read or does not fit the model.
-            LayerError: A single layer takes more than `max_bytes`, or no layer gives a map.
+            LayerError: No layer fits `max_bytes`, or none gives a map; of others, `left_out` tells why.
             ModelError: The model fails while it runs.
 
         Example:
@@ -207,8 +210,8 @@ class FeatureExtractor:
             >>> [list(part) for part in extractor.stream("models/pictures/chelsea.png")]
             [['conv_1', 'pool_1'], ['depthwise_2', 'pointwise_3', 'pool_3', 'conv_4', 'pool_4', 'conv_5']]
         """
-        batch = _listed(pictures)
-        groups = self._plan(self._shapes(batch))
+        batch = listed(pictures)
+        groups, large = self._plan(self._shapes(batch))
         given = False
         for group in groups:
             self._open(group)
@@ -235,7 +238,7 @@ class FeatureExtractor:
                             seconds=time.perf_counter() - start,
                             layers=tuple(layer.name for layer in self.layers),
                             first=position,
-                            left_out={**self.left_out, **left_out},
+                            left_out={**self.left_out, **large, **left_out},
                         )
                         position += 1
                     del maps
@@ -251,10 +254,10 @@ class FeatureExtractor:
 
         Raises:
             PictureError: A picture can't be read or does not fit the model.
-            LayerError: A single layer takes more than `max_bytes`.
+            LayerError: No layer fits `max_bytes`.
         """
-        shapes = self._shapes(_listed(pictures))
-        groups = self._plan(shapes)
+        shapes = self._shapes(listed(pictures))
+        groups = self._plan(shapes)[0]
         nodes = all_nodes = 0
         if self._graph is not None:
             from onnxfeat.running.exposure import needed
@@ -272,8 +275,8 @@ class FeatureExtractor:
     def groups(self, picture: Picture, share: int = 1) -> tuple[tuple[Layer, ...], ...]:
         """Return the layers in groups whose maps for this picture fit the budget, `share` times over where they can."""
         shapes = self._shapes([picture])
-        sizes, groups = self._sizes(shapes), self._plan(shapes)
-        return tuple(part for group in groups for part in passes(group, sizes, self.max_bytes // share, strict=False))
+        sizes, (groups, _) = self._sizes(shapes), self._plan(shapes)
+        return tuple(part for group in groups for part in passes(group, sizes, self.max_bytes // share))
 
     @property
     def most_input(self) -> int:
@@ -307,19 +310,23 @@ class FeatureExtractor:
             return 1
         return len(load_samples(picture, self.input, self.preprocessing, self.most_input))
 
-    def _plan(self, shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[Layer, ...], ...]:
-        """Return the passes for inputs of these shapes; what is not known yet is one pass."""
+    def _plan(self, shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[tuple[Layer, ...], ...], dict[str, str]]:
+        """Return the passes for inputs of these shapes, and why layers are in none; what is not known is one pass."""
         key = frozenset(shapes)
         if key not in self._plans:
             sizes = self._sizes(key)
             if not key:  # before there is a picture, what is unknown may well fit
                 sizes = {name: size or 0 for name, size in sizes.items()}
-            groups = passes(self.layers, sizes, self.max_bytes)
-            if len(groups) > 1:
+            left_out = too_large(self.layers, sizes, self.max_bytes)
+            groups = passes([x for x in self.layers if x.name not in left_out], sizes, self.max_bytes)
+            if not groups:
+                name, why = next(iter(left_out.items()))
+                raise LayerError(f"none of the {len(left_out)} layers fits, {name!r} for instance: {why}")
+            if len(groups) > 1 or left_out:
                 self._read()
             if not key:  # else it was looked at with the sizes
                 self._refuse_absurd(key)
-            self._plans[key] = groups
+            self._plans[key] = groups, left_out
         return self._plans[key]
 
     def _sizes(self, shapes: frozenset[tuple[int, ...]]) -> dict[str, int | None]:
@@ -440,11 +447,3 @@ class FeatureExtractor:
         from onnxfeat.running.exposure import output_of
 
         return output_of(self._graph, value)
-
-
-def _listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
-    batch = list(cast(Sequence[Picture], pictures)) if several else [cast(Picture, pictures)]
-    if not batch:
-        raise PictureError("no picture was passed: pass one or more")
-    return batch

@@ -24,6 +24,19 @@ Picture = str | Path | Image.Image | NDArray[Any]
 _16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
+def listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    """Return one picture or many as a list.
+
+    Raises:
+        PictureError: There is none.
+    """
+    several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+    batch = list(cast(Sequence[Picture], pictures)) if several else [cast(Picture, pictures)]
+    if not batch:
+        raise PictureError("no picture was passed: pass one or more")
+    return batch
+
+
 def names_of(pictures: Sequence[Picture]) -> tuple[str, ...]:
     """Return a name for each picture: the file's name, else `picture_1`, `picture_2`."""
     return tuple(

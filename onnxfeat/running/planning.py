@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from onnxfeat.errors import LayerError, PictureError
+from onnxfeat.errors import PictureError
 from onnxfeat.records import Axis, Layer, ModelInput
 
 DEFAULT_BUDGET = 1 << 30
@@ -84,22 +84,32 @@ def _of_one(layer: Layer, target: ModelInput) -> tuple[Axis, ...] | None:
     return tuple(batch if axis == "N" and not isinstance(side, int) else side for side, axis in pairs)
 
 
-def passes(
-    layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int, *, strict: bool = True
-) -> tuple[tuple[Layer, ...], ...]:
+def too_large(layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int) -> dict[str, str]:
+    """Return name and reason of each layer whose maps do not fit a budget even by themselves.
+
+    Args:
+        layers: The layers.
+        sizes: Layer name to bytes of its maps, None where unknown.
+        budget: Bytes that maps may take, with room for putting one in order and drawing it.
+    """
+    return {
+        layer.name: f"its maps take {readable(size)}, and as much again to be drawn, of a budget of "
+        f"{readable(budget)}; raise max_bytes, or pass a smaller picture"
+        for layer in layers
+        if (size := sizes[layer.name]) is not None and 2 * size > budget
+    }
+
+
+def passes(layers: Sequence[Layer], sizes: Mapping[str, int | None], budget: int) -> tuple[tuple[Layer, ...], ...]:
     """Return the layers in groups, in their own order, so that the maps of each fit a budget.
 
     A group's maps take the sum of their sizes and the largest of them once more, which is the room for putting one in
-    order and drawing it. A layer of unknown size gets a group of its own.
+    order and drawing it. A layer of unknown size gets a group of its own, and so does one that is too large.
 
     Args:
         layers: The layers.
         sizes: Layer name to bytes of its maps, None where unknown.
         budget: Bytes that a group may take.
-        strict: Whether a layer that does not fit by itself is an error; else it gets a group of its own.
-
-    Raises:
-        LayerError: A single layer does not fit.
 
     Example:
         >>> a, b = (Layer(name=x, kind="conv", op_type="Conv", value=x, raw_value=x) for x in "ab")
@@ -111,11 +121,6 @@ def passes(
     values: set[str] = set()
     for layer in layers:
         size = sizes[layer.name]
-        if strict and size is not None and 2 * size > budget:
-            raise LayerError(
-                f"the maps of layer {layer.name!r} take {readable(size)}, and as much again to be drawn; the budget is "
-                f"{readable(budget)}: raise max_bytes, pass a smaller picture, or leave the layer out (!{layer.name})"
-            )
         more = 0 if layer.value in values else size or 0  # two layers may share a value; it is counted once
         alone = size is None or not groups or (groups[-1] and sizes[groups[-1][-1].name] is None)
         if alone or total + more + max(largest, more) > budget:
