@@ -420,3 +420,15 @@ def test_nodes_that_lack_their_inputs_or_outputs_are_survived() -> None:
     )
     assert [layer.op_type for layer in list_layers(model)] == ["Conv", "MaxPool", "ConvTranspose", "Conv"]
     assert [layer.reduction for layer in list_layers(model)] == [(1.0, 1.0), None, None, None]
+
+
+def test_an_average_of_powers_is_told_to_be_a_step_of_an_lp_pool() -> None:
+    """PyTorch writes LPPool2d so; its module's output is behind the root."""
+    model = network(
+        "p = Pow(x, two) a = AveragePool<kernel_shape = [2, 2]>(p) m = Mul(a, four) y = Pow(m, half)",
+        {"two": 2.0, "four": 4.0, "half": 0.5},
+    )
+    (layer,) = list_layers(model)
+    assert (layer.op_type, layer.note) == ("AveragePool", "average of powers: inside an Lp pool")
+    (plain,) = list_layers(network("y = AveragePool<kernel_shape = [2, 2]>(x)"))
+    assert plain.note == ""

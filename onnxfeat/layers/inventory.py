@@ -159,6 +159,8 @@ def _notes(graph: Graph, nodes: Sequence[onnx.NodeProto], names: Sequence[str], 
         activation = chain.activation.name if chain.activation else operator(node).removeprefix("QLinear")
         if part is not None and chain.activation is None:
             notes.append(remarks.of_part(graph, node, part, layer_of))
+        elif remarks.is_inside_lp_pool(graph, node):
+            notes.append(remarks.INSIDE_LP_POOL)
         elif chain.inside:
             notes.append(remarks.INSIDE)
         elif activation in ("Sigmoid", "HardSigmoid"):

@@ -13,6 +13,7 @@ front where it is long.
     then splits into 2 branches
     activation inside: raw values are not in the file
     after its Relu, if it had one              a quantized conv whose Relu became the lower end of its integers
+    average of powers: inside an Lp pool       an AveragePool between two Pow, as PyTorch writes LPPool
     no Q/DQ boundary: watching may change the result
     integers without a known scale             a ConvInteger
 """
@@ -29,6 +30,7 @@ from onnxfeat.layers.activations import ACTIVATIONS, Activation, activation_at, 
 from onnxfeat.layers.chains import Chain
 
 AFTER_RELU = "after its Relu, if it had one"
+INSIDE_LP_POOL = "average of powers: inside an Lp pool"
 INSIDE = "activation inside: raw values are not in the file"
 NO_BOUNDARY = "no Q/DQ boundary: watching may change the result"
 NO_SCALE = "integers without a known scale"
@@ -72,6 +74,16 @@ def compounds(graph: Graph, chains: Iterable[Chain]) -> dict[str, tuple[Activati
         if activation is not None:
             found.update(dict.fromkeys(activation.inner, (activation, value)))
     return found
+
+
+def is_inside_lp_pool(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a pool averages powers, which is a step of an Lp pool spelled out in several nodes."""
+    if operator(node) not in ("AveragePool", "QLinearAveragePool") or not node.input:
+        return False
+    maker = graph.producers.get(node.input[0])
+    while maker is not None and operator(maker) in ("QuantizeLinear", "DequantizeLinear") and maker.input:
+        maker = graph.producers.get(maker.input[0])
+    return maker is not None and operator(maker) == "Pow"
 
 
 def of_part(graph: Graph, node: onnx.NodeProto, whole: tuple[Activation, str], names: Mapping[str, str]) -> str:
