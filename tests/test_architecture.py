@@ -77,6 +77,7 @@ IMPORTS: dict[str, set[str]] = {
         "layers.selection",
     },
     "running.exposure": {
+        "graph.quantization",
         "errors",
         "files",
         "graph.flattening",

@@ -35,7 +35,7 @@ _MOVING = frozenset(
     "MaxPool NhwcMaxPool Transpose Reshape Flatten Squeeze Unsqueeze Identity Slice Gather Resize Upsample "
     "DepthToSpace SpaceToDepth Tile Expand".split()
 )
-_INTEGERS = frozenset((onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.UINT16, onnx.TensorProto.INT16))
+INTEGERS = frozenset((onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.UINT16, onnx.TensorProto.INT16))
 
 
 def quantizations_of(graph: Graph) -> dict[str, Quantization]:
@@ -73,7 +73,7 @@ def boundary(graph: Graph, value: str) -> str | None:
     if any(_parameters(graph, other) != _parameters(graph, node) for other in consumers[1:]):
         return None
     element_type = graph.types.get(node.output[0], (0, None))[0]
-    return str(node.output[0]) if element_type in _INTEGERS or not element_type else None
+    return str(node.output[0]) if element_type in INTEGERS or not element_type else None
 
 
 def _parameters(graph: Graph, node: onnx.NodeProto) -> list[object]:

@@ -42,7 +42,7 @@ _NORMS = frozenset("BatchNormalization InstanceNormalization GroupNormalization"
 _PASSING = frozenset("Identity Cast Dropout Transpose".split())
 _CROPPING = frozenset(("Slice", "Pad"))
 _MOST_STEPS = 32
-_LOWEST = {"uint8": 0, "uint16": 0, "int8": -(2**7), "int16": -(2**15)}
+LOWEST = {"uint8": 0, "uint16": 0, "int8": -(2**7), "int16": -(2**15)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +167,11 @@ def _starts_at_zero(graph: Graph, node: onnx.NodeProto, position: int) -> bool:
     """Return whether the lowest integer that a node gives stands for 0; its zero point is the input at `position`."""
     name = node.input[position] if len(node.input) > position else ""
     if not name:  # then it is 0
-        return _LOWEST.get(type_name(graph.types.get(node.output[0], (0, None))[0]) or "uint8") == 0
+        return LOWEST.get(type_name(graph.types.get(node.output[0], (0, None))[0]) or "uint8") == 0
     zero_point = graph.constant(name)
     if zero_point is None or zero_point.size != 1:
         return False
-    return zero_point.dtype.name in _LOWEST and zero_point.item() == _LOWEST[zero_point.dtype.name]
+    return zero_point.dtype.name in LOWEST and zero_point.item() == LOWEST[zero_point.dtype.name]
 
 
 def _is_crop(graph: Graph, node: onnx.NodeProto, walked: list[onnx.NodeProto]) -> bool:

@@ -19,7 +19,7 @@ from onnxfeat.graph.quantization import quantizations_of
 from onnxfeat.graph.reading import Graph, operator, read_graph, reduced_axes, type_name
 from onnxfeat.layers import remarks
 from onnxfeat.layers.activations import ACTIVATIONS, uses_of
-from onnxfeat.layers.chains import BLOCKED_DOMAIN, CONVS, POOLS, Chain, chain_of, tapped
+from onnxfeat.layers.chains import BLOCKED_DOMAIN, CONVS, LOWEST, POOLS, Chain, chain_of, tapped
 from onnxfeat.layers.formulas import constant_numbers
 from onnxfeat.layers.naming import given_names, unique_names
 from onnxfeat.layers.selection import select
@@ -225,9 +225,8 @@ class _Facts:
     def _starts_at_zero(self, value: str) -> bool:
         """Return whether the least integer of a quantized value stands for 0, so that a Relu may be part of it."""
         quantization = self.quantizations.get(value)
-        lowest = {"uint8": 0, "uint16": 0, "int8": -(2**7), "int16": -(2**15)}
         element_type = self.graph.types.get(value, (0, None))[0]
-        return quantization is not None and set(quantization.zero_point) == {lowest.get(type_name(element_type) or "")}
+        return quantization is not None and set(quantization.zero_point) == {LOWEST.get(type_name(element_type) or "")}
 
 
 def _joined(*notes: str) -> str:

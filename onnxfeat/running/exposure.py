@@ -16,6 +16,7 @@ from onnxfeat.files import refuse_existing
 from onnxfeat.graph.flattening import Inner, names_used, numbered
 from onnxfeat.graph.layouts import CHANNELS_FIRST, layouts_of
 from onnxfeat.graph.model_files import embed_own, write_model
+from onnxfeat.graph.quantization import INTEGERS
 from onnxfeat.graph.reading import Graph, operator, read_graph, type_name
 from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.metadata import KEY, Document, Exposed
@@ -25,7 +26,6 @@ _UNKNOWN_TO_NUMPY = frozenset(
     number for name, number in onnx.TensorProto.DataType.items() if name.startswith(("BFLOAT", "FLOAT8", "FLOAT4"))
 )
 _X86 = ("x86_64", "amd64", "i386", "i686", "x86")
-_INTEGERS = frozenset((onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.UINT16, onnx.TensorProto.INT16))
 
 
 def expose(
@@ -266,9 +266,6 @@ def _as_input(graph: Graph, name: str, layouts: Mapping[str, str]) -> ModelInput
     layout = layouts.get(name)
     if layout is not None and shape is not None and len(layout) != len(shape):
         layout = None  # the graph contradicts itself
-    layout = layouts.get(name)
-    if layout is not None and shape is not None and len(layout) != len(shape):
-        layout = None
     # Where nothing in the graph tells (no conv behind the input), ONNX's own convention for pictures holds; and without
     # a batch axis that of torchvision's detectors.
     if layout is None and (shape is None or len(shape) == 4):
@@ -295,13 +292,9 @@ def _cut(graph: Graph, values: Sequence[str], target: onnx.GraphProto) -> None:
     target.value_info.extend(value for value in source.value_info if value.name in made)
 
 
-def _is_if(node: onnx.NodeProto) -> bool:
-    return operator(node) == "If"
-
-
 def _lifted_type(element_type: int) -> int:
     """Return the type in which a value of a branch is given: its own where it is quantized, else float32."""
-    return element_type if element_type in _INTEGERS else onnx.TensorProto.FLOAT
+    return element_type if element_type in INTEGERS else onnx.TensorProto.FLOAT
 
 
 def _made_unsigned(graph: Graph, target: onnx.GraphProto, value: str) -> bool:

@@ -32,7 +32,7 @@ from onnxfeat.running.images import (
 )
 from onnxfeat.running.maps import map_of, sample_of, that_can_be_extracted, why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, refuse_to_hold, too_large
-from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
+from onnxfeat.running.runtime import extra_inputs, fed, filled, first_line, open_session, run
 
 if TYPE_CHECKING:
     import onnx
@@ -406,9 +406,7 @@ class FeatureExtractor:
             ModelError: The model fails while it runs.
         """
         self._open(group)
-        fixed = self.input.axis("N") or 1
-        if fixed > 1 and self.input.layout is not None and len(sample) == 1:
-            sample = np.repeat(sample, fixed, axis=self.input.layout.index("N"))
+        sample = filled(sample, self.input)
         feed = {self.input.name: fed(sample, self.input), **self._extras}
         outputs = {layer.value: self._output_of(layer.value) for layer in group}
         try:

@@ -20,11 +20,11 @@ from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import Layer, ModelInput, Provider
 from onnxfeat.running.exposure import output_of, with_outputs
 from onnxfeat.running.extractor import FeatureExtractor
-from onnxfeat.running.images import Picture, load_samples, refuse_large
+from onnxfeat.running.images import Picture, input_type, load_samples, refuse_large
 from onnxfeat.running.limits import refuse_absurd
 from onnxfeat.running.maps import why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET
-from onnxfeat.running.runtime import extra_inputs, fed, first_line, open_session, run
+from onnxfeat.running.runtime import extra_inputs, fed, filled, first_line, open_session, run
 from onnxfeat.running.sizing import types_for
 
 LIMIT = 1e-3
@@ -240,16 +240,13 @@ def _noise(target: ModelInput, side: int, max_bytes: int) -> NDArray[Any]:
     shape = [x if isinstance(x, int) and x > 0 else open_lengths.get(letter, side) for x, letter in sides]
     refuse_large(shape, target, "noise in the shape of the input", max_bytes)
     random = np.random.default_rng(0)
-    if np.dtype(target.dtype if not target.dtype.startswith("bfloat") else "float32").kind in "iu":
-        return random.integers(0, 128, shape).astype(target.dtype)
-    return random.random(shape).astype(np.float32 if target.dtype.startswith("bfloat") else target.dtype)
+    dtype = input_type(target)
+    return (random.integers(0, 128, shape) if dtype.kind in "iu" else random.random(shape)).astype(dtype)
 
 
 def _feed(sample: NDArray[Any], extractor: FeatureExtractor, session: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     target = extractor.input
-    fixed = target.axis("N") or 1
-    if fixed > 1 and target.layout is not None and len(sample) == 1:
-        sample = np.repeat(sample, fixed, axis=target.layout.index("N"))
+    sample = filled(sample, target)
     names = [x.name for x in session.get_inputs()]
     extras = extra_inputs(session, target.name, given, extractor.model_name, [*names, *given])
     return {name: value for name, value in {target.name: fed(sample, target), **extras}.items() if name in names}

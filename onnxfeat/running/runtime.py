@@ -207,6 +207,14 @@ def _constant_input(value: Any, wanted: Any) -> NDArray[Any]:
     return np.ascontiguousarray(array, dtype)
 
 
+def filled(sample: NDArray[Any], target: ModelInput) -> NDArray[Any]:
+    """Return one sample as often as a fixed batch wants it; what is no single sample stays as it is."""
+    fixed = target.axis("N") or 1
+    if fixed > 1 and target.layout is not None and len(sample) == 1:
+        return np.repeat(sample, fixed, axis=target.layout.index("N"))
+    return sample
+
+
 def fed(sample: NDArray[Any], target: ModelInput) -> Any:
     """Return a sample as ONNX Runtime takes it; bfloat16, which NumPy lacks, as the upper half of float32."""
     if target.dtype != "bfloat16":
