@@ -166,7 +166,9 @@ IMPORTS: dict[str, set[str]] = {
         "running.runtime",
     },
     "terminal": {"findings", "drawing.arrangements", "errors", "records"},
+    "options": {"preprocessing"},
     "cli": {
+        "options",
         "preprocessing",
         "__init__",
         "drawing.colormaps",
@@ -222,7 +224,7 @@ HOMES = {
     "tf2onnx": {"converter"},
     "PIL": {"running.images", "drawing.gallery"},
     "rich": {"terminal"},
-    "typer": {"cli", "terminal"},
+    "typer": {"cli", "options", "terminal"},
 }
 
 PUBLIC = {
