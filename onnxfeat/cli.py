@@ -18,26 +18,44 @@ from onnxfeat.drawing.colormaps import Colormap
 from onnxfeat.errors import ModelError
 from onnxfeat.options import (
     AsJson,
+    Batch,
     Color,
+    CustomObjects,
     Debug,
+    Fill,
+    HalfWeights,
     Inputs,
+    InputShapes,
+    Labels,
     Layers,
     MaxBytes,
     Mean,
     Model,
+    Opset,
     OutFile,
+    OutputNames,
     Overwrite,
+    Preprocess,
     Quiet,
+    Resampler,
     Resize,
     Scale,
+    Shape,
+    Signature,
     Size,
     Std,
+    Unsafe,
+    batch_length,
     changed_fields,
     given_inputs,
+    given_labels,
+    given_shapes,
 )
 from onnxfeat.records import DEFAULT_OPSET, Provider, Weights
 from onnxfeat.terminal import (
     errors_told,
+    few,
+    outcome,
     print_check,
     print_json,
     print_line,
@@ -67,47 +85,81 @@ def _version(
         raise typer.Exit
 
 
-@app.command(epilog="Example: onnxfeat convert model.keras -o model.onnx")
+@app.command(epilog="Example: onnxfeat convert model.keras -o model.onnx --preprocess caffe")
 def convert(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A .keras or .h5 file.", readable=False, show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A .keras, .h5 or .tflite file, or a SavedModel folder.",
+            readable=False,
+            show_default=False,
+        ),
     ],
     output: OutFile,
-    opset: Annotated[int, typer.Option(help="ONNX operator set version of the file.")] = DEFAULT_OPSET,
+    opset: Opset = DEFAULT_OPSET,
+    weights: HalfWeights = "float32",
+    batch: Batch = None,
+    output_names: OutputNames = None,
+    labels: Labels = None,
+    input_shapes: InputShapes = None,
+    signature: Signature = None,
+    custom_objects: CustomObjects = None,
+    unsafe: Unsafe = False,
+    preprocess: Preprocess = None,
     size: Size = None,
     scale: Scale = None,
     mean: Mean = None,
     std: Std = None,
     color: Color = None,
     interpolation: Resize = None,
+    aspect: Shape = None,
+    resampling: Resampler = None,
+    fill: Fill = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a Keras model to ONNX, with its layer names, and compare every layer with Keras.
+    """Convert a Keras model, SavedModel or TFLite file to ONNX, with its layer names, and compare every layer.
 
-    The preprocessing is stored in the file; unless told otherwise it is Keras's own: load_img (nearest) and 1/255.
+    The preprocessing is stored in the file; unless told otherwise it is Keras's own: load_img (nearest) and 1/255, or
+    0..255 for a model that scales its input itself. So are the framework's values on a seeded input, for check.
     """
     with errors_told(debug):
         from onnxfeat.converter import convert_keras
 
-        changes = changed_fields(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
+        changes = changed_fields(
+            preset=preprocess,
+            size=size,
+            scale=scale,
+            mean=mean,
+            std=std,
+            color=color,
+            interpolation=interpolation,
+            aspect=aspect,
+            resampling=resampling,
+            fill=fill,
+        )
         with stages(quiet) as tell:
             conversion = convert_keras(
-                model, output, preprocessing=changes, opset=opset, overwrite=overwrite, progress=tell
+                model,
+                output,
+                preprocessing=changes,
+                labels=given_labels(labels),
+                opset=opset,
+                weights=weights,
+                batch=batch_length(batch),
+                input_shapes=given_shapes(input_shapes),
+                output_names=output_names or (),
+                signature=signature,
+                custom_objects=custom_objects,
+                unsafe=unsafe,
+                overwrite=overwrite,
+                progress=tell,
             )
-        worst = conversion.worst
-        for note in conversion.notes:
-            say(quiet, f"note: {note}")
-        if conversion.absent:
-            names = ", ".join(conversion.absent)
-            say(quiet, f"note: the ONNX graph has no value for {len(conversion.absent)} of the layers: {names}")
-        say(
-            quiet,
-            f"{len(conversion.layers)} layers and outputs compared with Keras in {conversion.seconds:.0f} s: largest "
-            f"error {worst.error:.1e} of the range, in {worst.name} (its rounding noise in Keras: {worst.noise:.1e})",
-        )
+        for line in outcome(conversion):
+            say(quiet, line)
         if as_json:
             print_json({"schema_version": 1, **conversion.to_json()})
         else:
@@ -125,11 +177,18 @@ def list_(
     """List the layers of a model in order of execution: name, operator, shape, what a cell sees."""
     with errors_told(debug):
         from onnxfeat.graph.reading import read_graph
-        from onnxfeat.layers.inventory import all_layers, list_layers
+        from onnxfeat.layers.inventory import all_layers, list_layers, lost_layers
         from onnxfeat.running.exposure import picture_input
         from onnxfeat.running.images import choose_preprocessing
 
         graph = read_graph(model)
+        lost = lost_layers(graph)
+        if lost:
+            say(
+                quiet,
+                f"{len(lost)} layers of the Keras model are not listed, as another tool rewrote the file and their "
+                f"values are gone ({few(lost)}): `onnxfeat check {model}` tells what became of them",
+            )
         listed = list_layers(graph, layers)
         if not as_json:
             for sentence in graph.hidden:
@@ -205,12 +264,16 @@ def draw(
     check_too: Annotated[
         bool, typer.Option("--check", help="Prove on the first picture that watching changes nothing (see check).")
     ] = False,
+    preprocess: Preprocess = None,
     size: Size = None,
     scale: Scale = None,
     mean: Mean = None,
     std: Std = None,
     color: Color = None,
     interpolation: Resize = None,
+    aspect: Shape = None,
+    resampling: Resampler = None,
+    fill: Fill = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -218,7 +281,8 @@ def draw(
 ) -> None:
     """Draw every layer's channels for one picture or many: one PNG file a layer, and run.json.
 
-    Pictures are prepared as the model's metadata say, else resized to the input, RGB, times 1/255.
+    Pictures are prepared as the model's metadata say, else resized to the input, RGB, times 1/255 (unless the model's
+    first nodes scale them).
     """
     with errors_told(debug):
         logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
@@ -226,7 +290,18 @@ def draw(
         from onnxfeat.running.extractor import FeatureExtractor
         from onnxfeat.running.planning import readable
 
-        changes = changed_fields(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
+        changes = changed_fields(
+            preset=preprocess,
+            size=size,
+            scale=scale,
+            mean=mean,
+            std=std,
+            color=color,
+            interpolation=interpolation,
+            aspect=aspect,
+            resampling=resampling,
+            fill=fill,
+        )
         given = given_inputs(inputs)
         extractor = FeatureExtractor(
             model, layers=layers, provider=provider, preprocessing=changes, inputs=given, max_bytes=max_bytes
@@ -291,25 +366,50 @@ def check(
     provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
     inputs: Inputs = None,
     max_bytes: MaxBytes = "1GiB",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PART",
+            help="Deviation from the reference values, as a part of a layer's range, that passes: 1e-5 on CPU, 1e-3 "
+            "elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
+    preprocess: Preprocess = None,
     size: Size = None,
     scale: Scale = None,
     mean: Mean = None,
     std: Std = None,
     color: Color = None,
     interpolation: Resize = None,
+    aspect: Shape = None,
+    resampling: Resampler = None,
+    fill: Fill = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Prove that watching a model does not change it: run it untouched and exposed, and compare.
 
-    Exit code 1 when an output or a layer moves by more than rounding.
+    A file that `convert` wrote also has its reference values replayed: what Keras gave for each layer. Exit code 1 when
+    an output or a layer moves by more than rounding, is off or lost, or when weights were changed.
     """
     with errors_told(debug):
         logging.getLogger("onnxfeat").setLevel(logging.ERROR)
         from onnxfeat.running.proof import check as check_model
 
-        changes = changed_fields(size=size, scale=scale, mean=mean, std=std, color=color, interpolation=interpolation)
+        changes = changed_fields(
+            preset=preprocess,
+            size=size,
+            scale=scale,
+            mean=mean,
+            std=std,
+            color=color,
+            interpolation=interpolation,
+            aspect=aspect,
+            resampling=resampling,
+            fill=fill,
+        )
         with stages(quiet) as tell:
             found = check_model(
                 model,
@@ -319,6 +419,7 @@ def check(
                 preprocessing=changes,
                 inputs=given_inputs(inputs),
                 max_bytes=max_bytes,
+                tolerance=tolerance,
                 progress=tell,
             )
         for line in verdict(found):

@@ -4,15 +4,24 @@ The document is the value of the key `onnxfeat` in the model's `metadata_props`:
 
     {
       "schema_version": 1,
-      "layer_map":     [{"name", "class", "kind", "value", "layout", "status", "error", "noise"}, ...],
-      "preprocessing": {"size", "scale", "mean", "std", "color", "interpolation"},
-      "input":         {"name", "shape", "layout", "dtype"},
-      "exposed":       {"source_sha256", "input": {"name", "shape", "layout", "dtype"}, "layers": [...]}
+      "layer_map":     [{"name", "class", "kind", "value", "layout", "status", "reason", "error", "noise"}, ...],
+      "preprocessing": {"size", "scale", "mean", "std", "color", "interpolation", "aspect", "resampling", "fill"},
+      "input":         {"name", "shape", "layout", "dtype", "scaling"},
+      "labels":        ["cat", "dog", ...],
+      "origin":        {"file", "sha256", "framework", "weights", "tools": {"tf2onnx": "1.17.0", ...}},
+      "exposed":       {"source_sha256", "input": as above, "layers": [...]}
     }
 
 `layer_map`, `preprocessing` and `input` (the one that takes the picture) are written by the conversion from Keras,
-`exposed` by `expose`; each may be missing.
-`status` of a mapped layer is `exact`, or `absent` where the graph has no value for it (then `value` is null).
+`exposed` by `expose`; each may be missing, and so may `aspect`, `resampling`, `fill` and `scaling`, which older
+versions do not write.
+`status` of a mapped layer is `exact`; `absent` where the graph has no value for it (then `value` is null and `reason`
+says why); or `ambiguous` where there is a value, but what it was compared on proves nothing (`reason` says why).
+`origin` says what the file was converted from (of a folder, `sha256` is that of the lines `name sha256` of its files)
+and with what; `weights` is `float32`, or `float16` where they were rounded. What the framework computed for each layer
+is kept under a key of its own (see `onnxfeat.references`).
+
+Reference values, which `check` replays, have a key of their own: `onnxfeat.references` documents their format.
 
 Reading needs neither the onnx package nor protobuf: it walks the top level of the file's wire format
 (https://protobuf.dev/programming-guides/encoding/) and skips the graph, so it takes microseconds whatever the weights.
@@ -25,7 +34,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -33,6 +42,7 @@ from typing import Any, BinaryIO, get_args
 from onnxfeat.errors import ModelError, PictureError
 from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import Kind, Layer, ModelInput
+from onnxfeat.serialization import fields_from_json, fields_to_json
 
 KEY = "onnxfeat"
 SCHEMA_VERSION = 1
@@ -57,6 +67,7 @@ class MappedLayer:
         kind: What it does.
         value: The ONNX value that is its output; None where the graph has none.
         layout: Order of the axes of that value, such as `NCHW`; None where Keras does not tell.
+        reason: Why the graph has no value for it, or why the comparison proves nothing; else empty.
         error: Largest difference to Keras relative to the layer's range, as measured when the file was made.
         noise: The same figure of Keras against itself with each layer's output moved by rounding.
     """
@@ -68,6 +79,14 @@ class MappedLayer:
     layout: str | None
     error: float | None = None
     noise: float | None = None
+    reason: str = ""
+
+    @property
+    def status(self) -> str:
+        """`exact`, `absent` or `ambiguous` (see the module)."""
+        if self.value is None:
+            return "absent"
+        return "ambiguous" if self.reason else "exact"
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data."""
@@ -77,7 +96,8 @@ class MappedLayer:
             "kind": self.kind,
             "value": self.value,
             "layout": self.layout,
-            "status": "absent" if self.value is None else "exact",
+            "status": self.status,
+            "reason": self.reason,
             "error": self.error,
             "noise": self.noise,
         }
@@ -93,7 +113,31 @@ class MappedLayer:
             layout=data["layout"],
             error=data.get("error"),
             noise=data.get("noise"),
+            reason=data.get("reason", ""),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a file was converted from, and with what.
+
+    Attributes:
+        file: Name of the file or folder; None for a live model.
+        sha256: Its SHA-256 (see the module for a folder's).
+        framework: What computed the reference values, and its version.
+        weights: `float32`, or `float16` where they were rounded to that.
+        tools: Package to version.
+    """
+
+    file: str | None
+    sha256: str | None
+    framework: str
+    weights: str
+    tools: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        return fields_to_json(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +182,8 @@ class Document:
     preprocessing: Preprocessing | None = None
     input: ModelInput | None = None
     exposed: Exposed | None = None
+    labels: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def to_text(self) -> str:
         """Return the document as JSON text; equal documents give equal text."""
@@ -148,6 +194,10 @@ class Document:
             data["preprocessing"] = self.preprocessing.to_json()
         if self.input is not None:
             data["input"] = self.input.to_json()
+        if self.labels:
+            data["labels"] = list(self.labels)
+        if self.origin is not None:
+            data["origin"] = self.origin.to_json()
         if self.exposed is not None:
             data["exposed"] = {
                 "source_sha256": self.exposed.source_sha256,
@@ -190,6 +240,8 @@ class Document:
                 preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
                 input=None if picture_input is None else ModelInput.from_json(picture_input),
                 exposed=exposed,
+                labels=tuple(data.get("labels", ())),
+                origin=None if data.get("origin") is None else Origin(**fields_from_json(Origin, data["origin"])),
             )
             _check(document)
         except (
@@ -215,15 +267,21 @@ def _check(document: Document) -> None:
         _check_texts(exposed, "source_sha256")
         inputs.append(exposed.input)
     for mapped in document.layer_map:
-        _check_texts(mapped, "name", "keras_class", maybe=("value",))
+        _check_texts(mapped, "name", "keras_class", "reason", maybe=("value",))
         _check_axes(mapped.kind, mapped.layout, None)
+    if not all(isinstance(label, str) for label in document.labels):
+        raise ValueError(f"labels {document.labels!r:.80}")
+    if document.origin is not None:
+        _check_texts(document.origin, "framework", "weights", maybe=("file", "sha256"))
+        if not all(isinstance(text, str) for pair in document.origin.tools.items() for text in pair):
+            raise ValueError(f"tools {document.origin.tools!r:.80}")
     for layer in exposed.layers if exposed else ():
         _check_texts(layer, *_LAYER_TEXTS, maybe=("activation", "dtype", "source"))
         _check_axes(layer.kind, layer.layout, layer.shape)
         _check_numbers(layer)
     for target in inputs:
         if target is not None:
-            _check_texts(target, "name", "dtype")
+            _check_texts(target, "name", "dtype", maybe=("scaling",))
             _check_axes("other", None if target.layout in _WITHOUT_BATCH else target.layout, target.shape)
             if target.layout is not None and len(target.layout) != len(target.shape):
                 raise ValueError(f"layout {target.layout!r} of shape {target.shape!r:.80}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from onnxfeat.preprocessing import ColorOrder, Interpolation
+from onnxfeat.preprocessing import Aspect, ColorOrder, Interpolation, Preset, Resampling
 
 # Paths are not checked by typer (`readable`): what is wrong with one is told by whoever opens it, in one sentence.
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", readable=False, show_default=False)]
@@ -42,7 +42,86 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+_RESULT, _SOURCE = "The ONNX file", "The model"
+Opset = Annotated[int, typer.Option(help="ONNX operator set version of the file.", rich_help_panel=_RESULT)]
+HalfWeights = Annotated[
+    Literal["float32", "float16"],
+    typer.Option("--weights", help="float16 halves the file and rounds the weights.", rich_help_panel=_RESULT),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER|dynamic",
+        help="Length of the batch axis; default: what the model says.",
+        rich_help_panel=_RESULT,
+        show_default=False,
+    ),
+]
+OutputNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output-name",
+        metavar="NAME",
+        help="What an output is called; once for each, in order.",
+        rich_help_panel=_RESULT,
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Text file with the name of a class on each line, to be kept in the ONNX file.",
+        rich_help_panel=_RESULT,
+        readable=False,
+        show_default=False,
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        metavar="[NAME=]SHAPE",
+        help="Shape of an input without the batch, such as 224x224x3 (? for any length), for a model that does not "
+        "know it; once for each argument.",
+        rich_help_panel=_SOURCE,
+        show_default=False,
+    ),
+]
+CustomObjects = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE",
+        help="Python file or importable module with the layers that the file needs beside Keras's; it is run.",
+        rich_help_panel=_SOURCE,
+        show_default=False,
+    ),
+]
+Signature = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which signature of a SavedModel; default: serving_default, or the only one.",
+        rich_help_panel=_SOURCE,
+        show_default=False,
+    ),
+]
+Unsafe = Annotated[
+    bool,
+    typer.Option("--unsafe", help="Let code in the model file run (Lambda layers).", rich_help_panel=_SOURCE),
+]
+
 _PREPROCESSING = "Preprocessing"
+Preprocess = Annotated[
+    Preset | None,
+    typer.Option(
+        "--preprocess",
+        help="Scale, mean, std and color at once: 1/255 (keras, also nearest), a mode of Keras's preprocess_input "
+        "(torch, caffe, tf), or 0..255 (raw). Single options go before it.",
+        rich_help_panel=_PREPROCESSING,
+        show_default=False,
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Resize to this height and width in pixels.", rich_help_panel=_PREPROCESSING),
@@ -67,25 +146,55 @@ Resize = Annotated[
     Interpolation | None,
     typer.Option("--interpolation", help="Filter of the resize.", rich_help_panel=_PREPROCESSING, show_default=False),
 ]
+Shape = Annotated[
+    Aspect | None,
+    typer.Option(
+        "--aspect",
+        help="A picture of another aspect ratio: stretch it, crop its middle, pad and resize it, or resize and pad it.",
+        rich_help_panel=_PREPROCESSING,
+        show_default=False,
+    ),
+]
+Resampler = Annotated[
+    Resampling | None,
+    typer.Option(
+        "--resampling",
+        help="Resize as Pillow and load_img do, or as Keras's Resizing and image_dataset_from_directory.",
+        rich_help_panel=_PREPROCESSING,
+        show_default=False,
+    ),
+]
+Fill = Annotated[
+    str | None,
+    typer.Option(metavar="LEVEL", help="Level 0..255 of what is padded.", rich_help_panel=_PREPROCESSING),
+]
 
 
 def changed_fields(
     *,
+    preset: Preset | None,
     size: str | None,
     scale: str | None,
     mean: str | None,
     std: str | None,
     color: ColorOrder | None,
     interpolation: Interpolation | None,
+    aspect: Aspect | None,
+    resampling: Resampling | None,
+    fill: str | None,
 ) -> dict[str, Any] | None:
     """Return the preprocessing fields that the caller set, or None; what can't be read is wrong usage."""
     fields = {
+        "preset": preset,
         "size": None if size is None else _size(size),
         "scale": None if scale is None else _numbers(scale, "--scale", most=1)[0],
         "mean": None if mean is None else _numbers(mean, "--mean", most=3),
         "std": None if std is None else _numbers(std, "--std", most=3),
         "color": color,
         "interpolation": interpolation,
+        "aspect": aspect,
+        "resampling": resampling,
+        "fill": None if fill is None else _numbers(fill, "--fill", most=1)[0],
     }
     return {name: value for name, value in fields.items() if value is not None} or None
 
@@ -105,6 +214,44 @@ def given_inputs(texts: list[str] | None) -> dict[str, Any] | None:
             except ValueError:
                 found[name] = {"true": True, "false": False}.get(value.lower(), Path(value))
     return found or None
+
+
+def batch_length(text: str | None) -> int | None:
+    """Return the length of the batch axis, 0 for any, from `4` or `dynamic`."""
+    if text is None or text == "dynamic":
+        return None if text is None else 0
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor dynamic", param_hint="--batch")
+    return int(text)
+
+
+def given_shapes(texts: list[str] | None) -> Any:
+    """Return the shape of the one argument, or argument name to shape; the batch axis is put before, open."""
+    found: dict[str, tuple[int | None, ...]] = {}
+    for text in texts or ():
+        name, _, sides = text.rpartition("=")
+        parts = sides.lower().split("x")
+        if not all(part == "?" or (part.isdecimal() and 0 < int(part) < 1 << 31) for part in parts):
+            raise typer.BadParameter(
+                f"{text!r} is not a shape such as 224x224x3, ?x?x3 or image=224x224x3", param_hint="--input-shape"
+            )
+        found[name] = (None, *(None if part == "?" else int(part) for part in parts))
+    if "" in found:
+        if len(found) > 1 or len(texts or ()) > 1:
+            raise typer.BadParameter("several shapes need names: NAME=SHAPE for each", param_hint="--input-shape")
+        return found[""]
+    return found or None
+
+
+def given_labels(path: Path | None) -> tuple[str, ...]:
+    """Return the lines of a text file, without empty ones at the end."""
+    if path is None:
+        return ()
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise typer.BadParameter(f"{path} can't be read: {reason}", param_hint="--labels") from error
 
 
 def _numbers(text: str, option: str, most: int) -> tuple[float, ...]:

@@ -177,12 +177,15 @@ class ModelInput:
         layout: Order of its axes: `NCHW`, `NHWC` or `CHW` for pictures, `NCW`, `NCDHW` and the like for others; None
             where the graph does not tell.
         dtype: NumPy's name of the element type, such as `float32`; ONNX's name of a type that NumPy does not know.
+        scaling: Sentence on how the model scales the levels of a picture itself; None where it does not, as far as its
+            first nodes tell (see `onnxfeat.graph.scaling`).
     """
 
     name: str
     shape: tuple[Axis, ...]
     layout: str | None
     dtype: str
+    scaling: str | None = None
 
     @property
     def is_picture(self) -> bool:
@@ -309,7 +312,7 @@ class Features(Mapping[str, FeatureMap]):
         sha256: SHA-256 of the model file.
         provider: Which execution provider was asked for and which one ran.
         preprocessing: How the pictures were prepared.
-        preprocessing_source: Who said so: `caller`, `model` or `default`.
+        preprocessing_source: Who said so: `caller`, `model` or `default`, why, and what the caller changed.
         seconds: Time of the run, preprocessing included.
         layers: Names of all layers of the run in order of execution; a part that `FeatureExtractor.stream` gives holds
             the maps of some of them.

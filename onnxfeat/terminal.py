@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import typer
 
 from onnxfeat.drawing.arrangements import remarks
 from onnxfeat.errors import OnnxfeatError, OutputError
-from onnxfeat.findings import Check
+from onnxfeat.findings import Check, Conversion, Replay
 from onnxfeat.records import Layer
 
 _WIDEST = 200  # characters of a column
+_MOST_ACCEPTED = 0.05  # of a range; a copy that is further off is told so, and nobody is told to accept it
 
 
 def summary(record: dict[str, Any]) -> Iterator[str]:
@@ -31,7 +33,7 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
     if len(ready) < len(record["pictures"]):
         yield (
             f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
-            f"{preprocessing['interpolation']}, times {preprocessing['scale']:.6g}, minus "
+            f"{_resize(preprocessing)}, times {preprocessing['scale']:.6g}, minus "
             f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
         )
     layers = [layer for picture in record["pictures"] for layer in picture["layers"]]
@@ -46,27 +48,60 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
     if shares:
         worst = max(shares, key=lambda name: shares[name])
         yield f"saturated: {len(shares)} layers, {worst} most, {shares[worst]:.2%} of its values"
-    remarked: dict[str, list[str]] = {}
-    for layer in layers:
-        for remark in remarks(layer):
-            remarked.setdefault(remark, []).append(layer["layer"])
+    remarked = grouped((remark, layer["layer"]) for layer in layers for remark in remarks(layer))
     for remark, names in remarked.items():
-        yield f"{remark}: {_few(names)}"
-    left_out: dict[str, list[str]] = {}
-    for name, reason in record["left_out"].items():
-        left_out.setdefault(reason, []).append(name)
-    for reason, names in left_out.items():
-        yield f"not drawn: {_few(names)}: {reason}"
+        yield f"{remark}: {few(names)}"
+    for reason, names in grouped((reason, name) for name, reason in record["left_out"].items()).items():
+        yield f"not drawn: {few(names)}: {reason}"
     grids = list(dict.fromkeys(layer["layer"] for layer in layers if layer["arrangement"] == "grid"))
     if grids:
-        yield f"too wide for one row, drawn as grids: {_few(grids)}"
+        yield f"too wide for one row, drawn as grids: {few(grids)}"
 
 
-def _few(names: Sequence[str]) -> str:
+def outcome(conversion: Conversion) -> Iterator[str]:
+    """Yield what a person should know about a conversion."""
+    for note in conversion.notes:
+        yield f"note: {note}"
+    if conversion.absent:
+        yield f"note: the ONNX graph has no value for {len(conversion.absent)} of the layers:"
+        for reason, names in grouped((layer.reason, layer.name) for layer in conversion.absent).items():
+            yield f"  {reason}: {few(names)}"
+    vague = [layer.name for layer in conversion.layer_map if layer.status == "ambiguous"]
+    if vague:
+        yield f"note: {len(vague)} layers are flat on the reference input, which proves little: {few(vague)}"
+    worst = conversion.worst
+    yield (
+        f"{len(conversion.layers)} layers and outputs compared with {conversion.computed_by}, "
+        f"{conversion.seconds:.0f} s in all: largest error {worst.error:.1e} of the range, in {worst.name} "
+        f"(its own rounding noise: {worst.noise:.1e})"
+    )
+
+
+def few(names: Sequence[str]) -> str:
     """Return names as a list that fits a line: past five, their number."""
     unique = [_printable(name) for name in dict.fromkeys(names)]
     more = f" and {len(unique) - 5} more" if len(unique) > 5 else ""
     return ", ".join(unique[:5]) + more
+
+
+def _resize(preprocessing: dict[str, Any]) -> str:
+    """Return how pictures are resized, with what differs from a plain resize by Pillow."""
+    words = [preprocessing["interpolation"]]
+    if preprocessing["resampling"] != "pillow":
+        words.append(f"by {preprocessing['resampling'].title()}'s resampling")
+    if preprocessing["aspect"] in ("pad", "letterbox"):
+        words.append(f"({preprocessing['aspect']} with {preprocessing['fill']:g})")
+    elif preprocessing["aspect"] != "stretch":
+        words.append(f"({preprocessing['aspect']})")
+    return " ".join(words)
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the second parts of pairs by the first, in the order in which they came."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def _listed(numbers: list[float]) -> str:
@@ -104,11 +139,106 @@ def print_check(found: Check) -> None:
             relative = "-" if change.equal else f"{change.relative:.1e}"
             noise = "-" if change.noise is None else f"{change.noise:.1e}"
             rows.append((what, change.name, largest, relative, noise))
-    _print_columns(rows)
+    if len(rows) > 1:
+        _print_columns(rows)
+    if found.reference is not None:
+        if len(rows) > 1:
+            print_line("")
+        _print_replay(found.reference)
+
+
+def _print_replay(found: Replay) -> None:
+    """Print one line for each layer and output of the reference: how far it is from what the framework gave."""
+    rows: list[tuple[str, ...]] = [("what", "name", "status", "deviation", "allowed", "where", "note")]
+    for what, values in (("layer", found.layers), ("output", found.outputs)):
+        for value in values:
+            deviation = "-" if value.deviation is None else f"{value.deviation:.1e}"
+            where, note = value.value or "-", value.note or "-"
+            rows.append((what, value.name, value.status, deviation, f"{value.allowed:.1e}", where, note))
+    _print_columns(rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows])
 
 
 def verdict(found: Check) -> Iterator[str]:
     """Yield what a check found, for people."""
+    if found.not_watched:
+        yield f"no layer was watched: {found.not_watched}"
+    else:
+        yield from _verdict_on_watching(found)
+    if found.reference is None:
+        yield "the file carries no reference values: nothing was compared with the framework that it came from"
+    else:
+        yield from _verdict_on_replay(found.reference)
+
+
+def _verdict_on_replay(found: Replay) -> Iterator[str]:
+    """Yield whether a file still gives what its framework gave, and what the file is."""
+    if found.factor != 1:
+        yield (
+            f"the reference was replayed on {found.provider.got.removesuffix('ExecutionProvider')}, which may round "
+            f"more coarsely than the CPU it is for: {found.tolerance:.0e} of the range passes, and {found.factor:g} "
+            f"times a layer's own noise"
+        )
+    yield from _form_told(found)
+    worst, first = found.worst, found.first_off
+    if worst is not None:
+        yield (
+            f"{_counted(len(found.layers) - len(found.names('absent')), 'layer')} and "
+            f"{_counted(len(found.outputs), 'output')} against {found.computed_by}: the largest deviation is "
+            f"{worst.deviation:.1e} of the range, in {_printable(worst.name)}"
+        )
+    if found.names("lost"):
+        yield f"lost, with no value left that is theirs: {few(found.names('lost'))}"
+    if found.names("found"):
+        yield f"found by value, as their names are gone or mean other values: {few(found.names('found'))}"
+    if first is not None:
+        kind = "layer" if first in found.layers else "output"
+        reason = f" ({first.note})" if first.note else ""
+        yield (
+            f"the first {kind} that is off is {_printable(first.name)}: by {first.deviation:.1e} of its range, where "
+            f"{first.allowed:.1e} is allowed{reason}"
+        )
+
+
+def _form_told(found: Replay) -> Iterator[str]:
+    """Yield what a file is, against what the converter wrote."""
+    worst, off = found.worst, found.first_off is not None
+    far = worst.deviation if worst is not None and worst.deviation is not None else 0.0
+    accept = f": accept it with --tolerance {_above(far)}" if off and 0 < far < _MOST_ACCEPTED else ""
+    others = f"{found.arrays_retyped + found.arrays_gone} of {found.arrays} constant arrays"
+    if found.form == "changed weights":
+        arrays = f"{len(found.arrays_changed)} of {found.arrays} arrays ({few(found.arrays_changed)})"
+        use = f", first used by layer {_printable(found.first_use)}" if found.first_use else ", which no layer uses"
+        yield f"weights changed: {arrays}{use}"
+    elif found.form in ("float16 copy", "int8 copy"):
+        kind = found.form.removesuffix(" copy")
+        yield f"a {kind} copy: {others} are of another type or gone{accept}".replace("a int8", "an int8")
+    elif found.form == "rewritten":
+        yield (
+            f"rewritten by another tool: {others} are gone or of another type; {len(found.names('same'))} layers kept "
+            f"their names, {len(found.names('found'))} were found by value, {len(found.names('lost'))} are lost"
+        )
+        if found.arrays_changed:
+            yield f"arrays that hold other numbers under their names, as rewriting does: {few(found.arrays_changed)}"
+    elif off:
+        yield (
+            f"all {found.arrays} constant arrays are those of the conversion: the graph's nodes were changed, or this "
+            f"ONNX Runtime computes something else"
+        )
+    else:
+        yield f"the file is as converted: all {found.arrays} constant arrays are those of the conversion"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _above(number: float) -> str:
+    """Return the least of 1, 2, 5, 10, ... that is larger, as it is typed."""
+    power = 10.0 ** math.floor(math.log10(number))
+    return next(f"{step * power:.0e}".replace("e-0", "e-") for step in (1, 2, 5, 10) if step * power > number)
+
+
+def _verdict_on_watching(found: Check) -> Iterator[str]:
     worst = max(
         found.outputs,
         key=lambda change: (not change.is_rounding(found.limit), change.relative, not change.equal),
@@ -268,6 +398,9 @@ def stages(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda _: None
         return
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("starting") as status:
-        yield status.update
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("starting", total=None)
+        yield lambda stage: shown.update(task, description=stage)

@@ -18,10 +18,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-keras", action="store_true", help="fail if no test marked `keras` ran")
+    parser.addoption("--applications", action="store_true", help="run the tests marked `applications`: an hour")
     parser.addoption("--require-corpus", action="store_true", help="fail where a model of the corpus is missing")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--applications"):
+        asked = [item for item in items if item.get_closest_marker("applications")]
+        config.hook.pytest_deselected(items=asked)
+        items[:] = [item for item in items if item not in asked]
     without_keras = importlib.util.find_spec("tensorflow") is None
     for item in items:
         if item.name == "onnxfeat.converter.conversion.convert_keras":  # its docstring example converts a model

@@ -15,7 +15,7 @@ from PIL import Image
 
 from onnxfeat.errors import ModelError
 from onnxfeat.graph.reading import read_graph
-from onnxfeat.metadata import KEY, Document, Exposed, MappedLayer, read_document
+from onnxfeat.metadata import KEY, Document, Exposed, MappedLayer, Origin, read_document
 from onnxfeat.preprocessing import ColorOrder, Interpolation, Preprocessing
 from onnxfeat.records import Kind, Layer, ModelInput
 
@@ -136,8 +136,13 @@ def test_equal_documents_give_equal_text() -> None:
 
 def test_the_text_is_json_with_the_schema_that_is_documented() -> None:
     exact = MappedLayer(name="a", keras_class="Conv2D", kind="conv", value="v", layout="NCHW", error=0.5, noise=0.25)
-    absent = MappedLayer(name="b", keras_class="Dropout", kind="other", value=None, layout=None)
-    data = json.loads(Document(layer_map=(exact, absent), preprocessing=Preprocessing(scale=1.0)).to_text())
+    absent = MappedLayer(name="b", keras_class="Dropout", kind="other", value=None, layout=None, reason="why")
+    origin = Origin(file="m.keras", sha256="00ff", framework="Keras 3", weights="float32", tools={"onnx": "1.23"})
+    data = json.loads(
+        Document(
+            layer_map=(exact, absent), preprocessing=Preprocessing(scale=1.0), labels=("cat", "dog"), origin=origin
+        ).to_text()
+    )
     assert data == {
         "schema_version": 1,
         "layer_map": [
@@ -148,6 +153,7 @@ def test_the_text_is_json_with_the_schema_that_is_documented() -> None:
                 "value": "v",
                 "layout": "NCHW",
                 "status": "exact",
+                "reason": "",
                 "error": 0.5,
                 "noise": 0.25,
             },
@@ -158,6 +164,7 @@ def test_the_text_is_json_with_the_schema_that_is_documented() -> None:
                 "value": None,
                 "layout": None,
                 "status": "absent",
+                "reason": "why",
                 "error": None,
                 "noise": None,
             },
@@ -169,6 +176,17 @@ def test_the_text_is_json_with_the_schema_that_is_documented() -> None:
             "std": [1.0],
             "color": "rgb",
             "interpolation": "bilinear",
+            "aspect": "stretch",
+            "resampling": "pillow",
+            "fill": 0.0,
+        },
+        "labels": ["cat", "dog"],
+        "origin": {
+            "file": "m.keras",
+            "sha256": "00ff",
+            "framework": "Keras 3",
+            "weights": "float32",
+            "tools": {"onnx": "1.23"},
         },
     }
 

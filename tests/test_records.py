@@ -10,6 +10,7 @@ import pytest
 
 from onnxfeat.errors import LayerError, PictureError, nearest, quote
 from onnxfeat.findings import Conversion, LayerAgreement
+from onnxfeat.metadata import MappedLayer
 from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import FeatureMap, Features, Layer, ModelInput, ProviderChoice
 
@@ -69,7 +70,7 @@ def test_records_can_not_be_changed(record: Any) -> None:
         ({"std": (1.0, 0.0, 1.0)}, "must be finite"),
         ({"mean": (float("nan"),)}, "must be finite"),
         ({"scale": float("inf")}, "must be finite"),
-        ({"gamma": 2.2}, r"preprocessing has no field 'gamma': choose 'size', 'scale', .* or 'interpolation'"),
+        ({"gamma": 2.2}, r"preprocessing has no field 'gamma': choose 'size', 'scale', .* or 'fill'"),
     ],
 )
 def test_preprocessing_refuses_what_could_only_fail_later(fields: dict[str, Any], message: str) -> None:
@@ -170,15 +171,24 @@ def test_a_conversion_names_its_worst_layer() -> None:
             LayerAgreement(name="a", error=1e-7, noise=1e-8),
             LayerAgreement(name="b", error=1e-6, noise=1e-8),
         ),
-        absent=("c",),
+        layer_map=(
+            MappedLayer(name="c", keras_class="Dropout", kind="other", value=None, layout=None, reason="why"),
+            MappedLayer(name="a", keras_class="Conv2D", kind="conv", value="x", layout="NCHW"),
+        ),
         preprocessing=Preprocessing(),
         opset=17,
         notes=("note",),
         seconds=1.0,
+        computed_by="Keras 3",
     )
+    assert [layer.name for layer in conversion.absent] == ["c"]
     assert conversion.worst.name == "b"
     data = json.loads(json.dumps(conversion.to_json()))
-    assert (data["worst"], data["absent"], data["path"], data["opset"]) == ("b", ["c"], "m.onnx", 17)
+    assert (data["worst"], data["path"], data["opset"], data["computed_by"]) == ("b", "m.onnx", 17, "Keras 3")
+    assert [(layer["name"], layer["status"], layer["reason"]) for layer in data["layer_map"]] == [
+        ("c", "absent", "why"),
+        ("a", "exact", ""),
+    ]
     assert data["layers"][0] == {"name": "a", "error": 1e-7, "noise": 1e-8}
     assert "seconds" not in data  # the same conversion gives the same document
 

@@ -1,28 +1,24 @@
-"""Load Keras models, and record what each of their layers gives while the model runs."""
+"""Trace Keras models: record what each of their layers gives while the model runs, as TensorFlow graph and for real."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
-import logging
-import os
-import re
-import warnings
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from onnxfeat.errors import ConversionError, MissingPackageError
+from onnxfeat.converter.keras_files import import_keras
+from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.sources import Call, InputSpec, Source, disturbed
+from onnxfeat.converter.tensorflow_graphs import frozen, onnx_of
+from onnxfeat.errors import ConversionError
 from onnxfeat.graph.layouts import CHANNELS_FIRST, CHANNELS_LAST
 from onnxfeat.records import Kind
-
-_DISTURBANCE = 4  # units in the last place
 
 # Public classes of keras.layers; their subclasses, custom ones too, are of the same kind.
 _KINDS: dict[Kind, tuple[str, ...]] = {
@@ -41,165 +37,244 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of one leaf layer while a model runs.
+_ANY_SIDE = 96  # cells along an open axis, to build a model
 
-    Attributes:
-        name: The layer's name; its path in a nested model; with `#1`, `#2` where the layer is called more than once.
-        keras_class: Its class.
-        kind: What it does.
-        layout: Order of the axes of its output in Keras, such as `NHWC`; None where Keras does not tell.
+
+class Record(NamedTuple):
+    """One call of a leaf layer: path of the layer in the model, the layer, what it gave, and its operations.
+
+    `span` are the first and last but one of the graph's operations while a graph is traced.
     """
 
-    name: str
-    keras_class: str
-    kind: Kind
-    layout: str | None
+    path: str
+    layer: Any
+    output: Any
+    span: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedModel:
-    """A Keras model as one TensorFlow function that returns the model's outputs and then every leaf layer's output.
+class KerasModel(Source):
+    """A Keras model whose leaf layers were found by running it once, symbolically.
 
-    Attributes:
-        model: The Keras model.
-        function: The `tf.function`; takes the model's inputs one by one.
-        signature: Its input signature, a list of `tf.TensorSpec`.
-        concrete: Its concrete function.
-        output_names: Names of the model's outputs.
-        calls: The leaf layers, in the order of execution; output `len(output_names) + i` is that of call i.
-    """
-
-    model: Any
-    function: Any
-    signature: list[Any]
-    concrete: Any
-    output_names: tuple[str, ...]
-    calls: tuple[Call, ...]
-
-
-def import_keras() -> Any:
-    """Import Keras with TensorFlow behind it, quietly.
-
-    Raises:
-        MissingPackageError: TensorFlow or Keras is not installed.
-        ConversionError: Keras runs on another backend.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow greets on stderr
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    # All that the work needs, now and not after minutes of it.
-    for package, name in (("tensorflow", "TensorFlow"), ("keras", "Keras"), ("tf2onnx", "tf2onnx")):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingPackageError(f'converting needs {name} ({error}): pip install "onnxfeat[keras]"') from error
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingPackageError('converting needs ONNX Runtime to compare the result: pip install "onnxfeat[keras]"')
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise ConversionError(
-            f"Keras runs on {keras.backend.backend()} here, converting needs TensorFlow: set KERAS_BACKEND=tensorflow "
-            f"before Keras is imported"
-        )
-    for name in ("tensorflow", "tf2onnx", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return keras
-
-
-def load_model(path: Path) -> Any:
-    """Load a `.keras` or legacy `.h5` file; code in the file is not run.
-
-    Raises:
-        ConversionError: The file is missing or not a Keras model, or holds code.
-    """
-    if path.is_dir():
-        raise ConversionError(
-            f"{path} is a folder, a Keras model file is wanted: save the model as a .keras file first"
-        )
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except FileNotFoundError:
-        raise ConversionError(f"there is no file {path}: check the path of the model") from None
-    except OSError as error:
-        raise ConversionError(
-            f"{path} can't be read: {error.strerror}; check that it is a file you may read"
-        ) from error
-    if path.suffix.lower() not in (".keras", ".h5", ".hdf5"):
-        raise ConversionError(f"{path} is no .keras, .h5 or .hdf5 file: save the model with model.save('model.keras')")
-    # A .keras file is a zip archive, an .h5 file begins with the signature of HDF5.
-    if start != (b"PK\x03\x04" if path.suffix.lower() == ".keras" else b"\x89HDF"):
-        raise ConversionError(f"{path} is not what its name says, or empty: save the model again")
-    keras = import_keras()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of optimizer states, which nobody needs here
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever its deserializers meet
-        if "safe_mode" in str(error) or "unsafe" in str(error):
-            raise ConversionError(
-                f"{path} holds code that would run when it is loaded (a Lambda layer, for instance): if you trust it, "
-                f"load it with Keras yourself and pass the live model to convert_keras"
-            ) from error
-        raise ConversionError(
-            f"Keras {keras.__version__} can't load {path}: {reason_of(error)}; check that it is a complete "
-            f"model (not weights alone), and pass a live model to convert_keras for one with custom layers"
-        ) from error
-
-
-def trace(model: Any) -> TracedModel:
-    """Trace a model in inference mode, with the output of every leaf layer as an output.
+    Args:
+        model: A Sequential, functional or subclassed model.
+        input_shapes: Shape of each input, batch first, None where any length is taken, for a model that does not know
+            its inputs: a shape, a list of shapes, or a mapping of argument names to shapes.
+        batch: Length of the batch axis; 0 takes any; None leaves what the model says.
 
     Raises:
         ConversionError: The object is not a Keras model, has no input shape yet, or can't be traced.
     """
-    keras = import_keras()
-    import tensorflow as tf
 
-    if not isinstance(model, keras.Model):
-        raise ConversionError(f"{type(model).__name__} is not a Keras model: pass a keras.Model or a path")
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        raise ConversionError(
-            f"model {model.name!r} has no input shape yet: give it a keras.Input, or make a functional model of it"
+    def __init__(self, model: Any, *, input_shapes: Any = None, batch: int | None = None) -> None:
+        keras = import_keras()
+        import tensorflow as tf
+
+        if not isinstance(model, keras.Model):
+            raise ConversionError(f"{type(model).__name__} is not a Keras model: pass a keras.Model or a path")
+        if any(layer.compute_dtype == "float64" for layer in model._flatten_layers()):
+            raise ConversionError(
+                f"model {model.name!r} computes in float64, for which ONNX Runtime has no convolutions: build it again "
+                f"after keras.config.set_dtype_policy('float32'), give it the weights with "
+                f"set_weights(old.get_weights()), and convert that"
+            )
+        self.model = model
+        self.name = f"model {model.name!r}"
+        self.computed_by = f"Keras {keras.__version__} on TensorFlow {tf.__version__}"
+        self._arguments = _arguments_of(keras, model, input_shapes)
+        flat = [_with_batch(spec, batch) for spec in keras.tree.flatten(self._arguments)]
+        self._wide = [layer for layer in model._flatten_layers() if layer.compute_dtype == "bfloat16"]
+        if self._wide:
+            flat = [_in_float32(spec) for spec in flat]
+            self.notes = (
+                f"{len(self._wide)} layers compute in bfloat16, which ONNX Runtime does not: converted, and compared, "
+                f"in float32",
+            )
+        self._signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in flat]
+        calls: list[Call] = []
+        names: list[str] = []
+        spans: list[tuple[int, int]] = []
+
+        if not model.built:
+            self._build(tf, flat)
+
+        def run(*tensors: Any) -> list[Any]:
+            outputs, records = self._call(keras, tensors)
+            names[:] = _output_names(model, [spec.name for spec in flat], len(outputs))
+            calls[:] = _named_calls(keras, records)
+            spans[:] = [record.span for record in records]
+            return [tf.identity(tensor) for tensor in (*outputs, *_tensors(keras, records))]
+
+        function = tf.function(run, autograph=False, jit_compile=False)
+        try:
+            with _inlined(tf), _computing_in_float32(keras, self._wide):
+                self._concrete = function.get_concrete_function(*self._signature)
+        except Exception as error:  # whatever a layer raises
+            raise ConversionError(
+                f"{self.name} can't be traced: {reason_of(error)}; check that it runs in Keras"
+            ) from error
+        names_of_inputs = [spec.name.split(":")[0] for spec in self._signature]
+        self.inputs = tuple(
+            InputSpec(name=name, shape=tuple(spec.shape), dtype=np.dtype(spec.dtype.as_numpy_dtype))
+            for name, spec in zip(names_of_inputs, self._signature, strict=True)
         )
-    signature = [tf.TensorSpec(x.shape, x.dtype, name=x.name) for x in inputs]
-    calls: list[Call] = []
-    output_names: list[str] = []
+        self.output_names, self.calls = tuple(names), tuple(calls)
+        operations = self._concrete.graph.get_operations()
+        self._layer_of = {
+            operation.name: call.name
+            for call, span in zip(calls, spans, strict=True)
+            for operation in operations[slice(*span)]
+        }
 
-    def run(*tensors: Any) -> list[Any]:
-        outputs, records = _run(keras, model, tensors)
-        output_names[:] = _output_names(model, len(outputs))
-        calls[:] = _named_calls(keras, records)
-        return [tf.identity(tensor) for tensor in (*outputs, *_tensors(keras, records))]
+    def _build(self, tf: Any, specs: Sequence[Any]) -> None:
+        """Let a model that was never called make its weights."""
+        zeros = [
+            tf.zeros([side or (_ANY_SIDE if axis else 1) for axis, side in enumerate(x.shape)], x.dtype) for x in specs
+        ]
+        try:
+            self._call(import_keras(), zeros)
+        except Exception as error:  # whatever a layer raises
+            raise ConversionError(
+                f"{self.name} does not run on inputs of the shape that was given: {reason_of(error)}; check the shape"
+            ) from error
 
-    function = tf.function(run, autograph=False, jit_compile=False)
-    try:
-        with _inlined(tf):
-            concrete = function.get_concrete_function(*signature)
-    except Exception as error:  # whatever a layer raises
+    def to_onnx(self, opset: int) -> onnx.ModelProto:
+        """Return the model as ONNX, with the layers' outputs behind one more output (see `onnx_of`)."""
+        import tensorflow as tf
+
+        tensors = [tensor for tensor in self._concrete.inputs if tensor.dtype != tf.resource]
+        own = tensors[: len(self.inputs)]  # behind them come what the function captured
+        outputs = [tensor.name for tensor in self._concrete.outputs]
+        count = len(self.output_names)
+        return onnx_of(
+            frozen(self._concrete),
+            {tensor.name: spec.name for tensor, spec in zip(own, self.inputs, strict=True)},
+            outputs[:count],
+            outputs[count:],
+            opset,
+            self._layer_of,
+        )
+
+    def run(self, feeds: Sequence[NDArray[Any]], *, disturbed_by: int | None = None) -> list[NDArray[Any]]:
+        """Run the model in Keras, op by op, without what was traced."""
+        keras = import_keras()
+        import tensorflow as tf
+
+        random = np.random.default_rng(disturbed_by)
+
+        def disturb(tensor: Any) -> Any:
+            return tf.constant(disturbed(tensor.numpy(), random)) if tensor.dtype.is_floating else tensor
+
+        change = None if disturbed_by is None else disturb
+        try:
+            with _channels_last_convolutions(tf), _computing_in_float32(keras, self._wide):
+                outputs, records = self._call(keras, [tf.constant(feed) for feed in feeds], change)
+        except Exception as error:
+            raise ConversionError(
+                f"Keras can't run {self.name} on this machine, and so nothing can be compared: {reason_of(error)}"
+            ) from error
+        return [tensor.numpy() for tensor in (*outputs, *_tensors(keras, records))]
+
+    def _call(
+        self, keras: Any, tensors: Sequence[Any], change: Callable[[Any], Any] | None = None
+    ) -> tuple[list[Any], list[Record]]:
+        """Run the model on its inputs, one by one; return its outputs, and path, layer and output of each leaf."""
+        positional, named = keras.tree.pack_sequence_as(self._arguments, list(tensors))
+        records: list[Record] = []
+        with _recording(keras, records, change):
+            outputs = self.model(*positional, training=False, **named)
+        return keras.tree.flatten(outputs), records
+
+
+def _arguments_of(keras: Any, model: Any, given: Any) -> Any:
+    """Return what the model is called with, as (positional, named) arguments with a `keras.KerasTensor` each."""
+    inputs = getattr(model, "inputs", None)
+    if inputs and given is None:
+        # A functional model wants its inputs in the structure (list, dict) that it was made with.
+        structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
+        flat = keras.tree.flatten(structure)
+        return keras.tree.pack_sequence_as(([structure], {}), [_spec(keras, x.shape, x.dtype, x.name) for x in flat])
+    config = model.get_build_config() or {}
+    recorded = {name.removesuffix("_shape"): shape for name, shape in (config.get("shapes_dict") or {}).items()}
+    shapes = given or _open_batch(recorded or config.get("input_shape"))
+    wanted = _required_arguments(model)
+    if not shapes:
         raise ConversionError(
-            f"model {model.name!r} can't be traced: {reason_of(error)}; check that it runs in Keras"
-        ) from error
-    return TracedModel(
-        model=model,
-        function=function,
-        signature=signature,
-        concrete=concrete,
-        output_names=tuple(output_names),
-        calls=tuple(calls),
-    )
+            f"model {model.name!r} has no input shape yet: call it once on data, or give the shape, "
+            f"--input-shape 224x224x3 (input_shapes=(None, 224, 224, 3) in Python)"
+        )
+    if isinstance(shapes, Mapping) and set(shapes) <= set(inspect.signature(model.call).parameters):
+        named = {name: _specs(keras, shape, name) for name, shape in shapes.items()}
+        missing = [name for name in wanted if name not in named]
+        # Keras gives its first argument by position: a build method may call it otherwise.
+        arguments: Any = ([next(iter(named.values()))], {}) if len(named) == 1 else ([], named)
+    else:
+        missing = wanted[1:]
+        arguments = ([_specs(keras, shapes, "input")], {})
+    if missing:
+        raise ConversionError(
+            f"model {model.name!r} takes several arguments ({', '.join(wanted)}), and the shape of {missing[0]!r} is "
+            f"not known: give all of them, --input-shape {wanted[0]}=224x224x3 --input-shape {missing[0]}=..."
+        )
+    return arguments
 
 
-def reason_of(error: Exception) -> str:
-    """Return the first line of another package's error that tells what happened, without colors and marks."""
-    text, cause = str(error).partition("Arguments received by")[0], "Exception encountered: "
-    lines = [re.sub(r"\x1b\[[\d;]*m|{{.*?}}", "", line).strip() for line in text.splitlines()]
-    telling = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
-    telling.sort(key=lambda line: not line.startswith(cause))  # Keras puts a whole configuration before it
-    return telling[0].removeprefix(cause)[:300] if telling else type(error).__name__
+def _required_arguments(model: Any) -> list[str]:
+    """Return the arguments that a model's `call` can't do without."""
+    return [
+        name
+        for name, parameter in inspect.signature(model.call).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in ("training", "mask")
+    ]
+
+
+def _open_batch(shapes: Any) -> Any:
+    if _is_shape(shapes):
+        return (None, *shapes[1:])
+    if isinstance(shapes, Mapping):
+        return {name: _open_batch(shape) for name, shape in shapes.items()}
+    return [_open_batch(shape) for shape in shapes] if isinstance(shapes, list | tuple) else shapes
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(x is None or isinstance(x, int) for x in value)
+
+
+def _specs(keras: Any, shapes: Any, name: str) -> Any:
+    """Return specs in the structure in which the shapes are."""
+    if _is_shape(shapes):
+        return _spec(keras, shapes, None, name)
+    if isinstance(shapes, Mapping):
+        return {key: _specs(keras, shape, str(key)) for key, shape in shapes.items()}
+    return [_specs(keras, shape, f"{name}_{number}") for number, shape in enumerate(shapes, start=1)]
+
+
+def _spec(keras: Any, shape: Sequence[int | None], dtype: Any, name: str) -> Any:
+    return keras.KerasTensor(tuple(shape), dtype or keras.config.floatx(), name=name)
+
+
+def _with_batch(spec: Any, batch: int | None) -> Any:
+    if batch is None:
+        return spec
+    return type(spec)((batch or None, *spec.shape[1:]), spec.dtype, name=spec.name)
+
+
+def _in_float32(spec: Any) -> Any:
+    return type(spec)(spec.shape, "float32", name=spec.name) if spec.dtype == "bfloat16" else spec
+
+
+@contextlib.contextmanager
+def _computing_in_float32(keras: Any, layers: Sequence[Any]) -> Iterator[None]:
+    """Let layers compute in float32 meanwhile."""
+    before = [layer.dtype_policy for layer in layers]
+    for layer in layers:
+        layer.dtype_policy = keras.DTypePolicy("float32")
+    try:
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy
 
 
 @contextlib.contextmanager
@@ -216,64 +291,44 @@ def _inlined(tf: Any) -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def run_in_keras(
-    traced: TracedModel, feeds: Sequence[NDArray[Any]], *, disturbed_by: int | None = None
-) -> list[NDArray[Any]]:
-    """Run a model in Keras, without what was traced; return the model's outputs and every leaf layer's.
+@contextlib.contextmanager
+def _channels_last_convolutions(tf: Any) -> Iterator[None]:
+    """Compute convolutions of tensors with the channels first on turned tensors: on a CPU TensorFlow has no others."""
+    originals = {name: getattr(tf.nn, name) for name in ("convolution", "conv_transpose")}
 
-    With a seed in `disturbed_by`, rounding noise is added: each floating value that a layer gives moves by up to
-    `_DISTURBANCE` units in the last place before the next layer gets it, about what another order of summation does.
+    def turning(original: Callable[..., Any]) -> Callable[..., Any]:
+        def convolution(tensor: Any, kernel: Any, *args: Any, data_format: str | None = None, **kwargs: Any) -> Any:
+            if data_format is None or not data_format.startswith("NC") or data_format == "NC":
+                return original(tensor, kernel, *args, data_format=data_format, **kwargs)
+            rank = len(data_format)
+            last = [0, *range(2, rank), 1]
+            first = [0, rank - 1, *range(1, rank - 1)]
+            if original is originals["conv_transpose"]:  # its third argument is the shape of the result
+                args = (tf.gather(args[0], last), *args[1:])
+            turned = tf.transpose(tensor, last)
+            return tf.transpose(original(turned, kernel, *args, data_format=f"N{data_format[2:]}C", **kwargs), first)
 
-    Raises:
-        ConversionError: Keras can't run the model on this machine.
-    """
-    keras = import_keras()
-    import tensorflow as tf
+        return convolution
 
-    random = np.random.default_rng(disturbed_by)
-
-    def disturb(tensor: Any) -> Any:
-        if not tensor.dtype.is_floating:
-            return tensor
-        array = tensor.numpy()
-        steps = random.integers(-_DISTURBANCE, _DISTURBANCE + 1, array.shape)
-        with np.errstate(all="ignore"):  # infinities stay what they are
-            moved = np.where(np.isfinite(array), array + steps * np.spacing(array), array)
-        return tf.constant(moved.astype(array.dtype))
-
-    change = None if disturbed_by is None else disturb
+    if tf.config.list_physical_devices("GPU"):
+        yield
+        return
+    for name, original in originals.items():
+        setattr(tf.nn, name, turning(original))
     try:
-        outputs, records = _run(keras, traced.model, [tf.constant(feed) for feed in feeds], change)
-    except Exception as error:  # convolutions with the channels first, for instance, where there is no GPU
-        raise ConversionError(
-            f"Keras can't run model {traced.model.name!r} on this machine, and so nothing can be compared: "
-            f"{reason_of(error)}"
-        ) from error
-    return [tensor.numpy() for tensor in (*outputs, *_tensors(keras, records))]
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(tf.nn, name, original)
 
 
-def _run(
-    keras: Any,
-    model: Any,
-    tensors: Sequence[Any],
-    change: Callable[[Any], Any] | None = None,
-) -> tuple[list[Any], list[tuple[str, Any, Any]]]:
-    """Run a model on its inputs, one by one; return its outputs, and path, layer and output of each leaf layer."""
-    # A functional model wants its inputs in the structure (list, dict) that it was made with.
-    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    records: list[tuple[str, Any, Any]] = []
-    with _recording(keras, records, change):
-        outputs = model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
-    return keras.tree.flatten(outputs), records
-
-
-def _tensors(keras: Any, records: Sequence[tuple[str, Any, Any]]) -> list[Any]:
+def _tensors(keras: Any, records: Sequence[Record]) -> list[Any]:
     """Return the tensor that is each layer's map; of several outputs (a recurrent layer's states), the first."""
-    return [keras.tree.flatten(output)[0] for _, _, output in records]
+    return [keras.tree.flatten(record.output)[0] for record in records]
 
 
 @contextlib.contextmanager
-def _recording(keras: Any, records: list[tuple[str, Any, Any]], change: Callable[[Any], Any] | None) -> Iterator[None]:
+def _recording(keras: Any, records: list[Record], change: Callable[[Any], Any] | None) -> Iterator[None]:
     """Record path, layer and output of every leaf layer that is called in the block, after `change` if there is one.
 
     A leaf is a layer that calls no other layer, or calls them in a loop. Keras has no hook for this, so
@@ -291,6 +346,7 @@ def _recording(keras: Any, records: list[tuple[str, Any, Any]], change: Callable
             with_children[-1] = True
         running.append(layer)
         with_children.append(False)
+        start = _operations()
         try:
             output = original(layer, *args, **kwargs)
         finally:
@@ -299,7 +355,7 @@ def _recording(keras: Any, records: list[tuple[str, Any, Any]], change: Callable
             is_leaf = not with_children.pop()
         if is_leaf and running and keras.tree.flatten(output):
             output = output if change is None else keras.tree.map_structure(change, output)
-            records.append((path, layer, output))
+            records.append(Record(path, layer, output, (start, _operations())))
         return output
 
     keras.layers.Layer.__call__ = call
@@ -309,22 +365,30 @@ def _recording(keras: Any, records: list[tuple[str, Any, Any]], change: Callable
         keras.layers.Layer.__call__ = original
 
 
-def _named_calls(keras: Any, records: list[tuple[str, Any, Any]]) -> list[Call]:
-    totals = Counter(path for path, _, _ in records)
+def _operations() -> int:
+    """Return how many operations the graph has that is being traced; 0 where there is none."""
+    import tensorflow as tf
+
+    return 0 if tf.executing_eagerly() else int(tf.compat.v1.get_default_graph().version)
+
+
+def _named_calls(keras: Any, records: list[Record]) -> list[Call]:
+    totals = Counter(record.path for record in records)
     seen: Counter[str] = Counter()
-    formats = [getattr(layer, "data_format", None) for _, layer, _ in records]
+    formats = [getattr(record.layer, "data_format", None) for record in records]
     last_format = next((found for found in formats if found), keras.config.image_data_format())
     calls = []
-    for path, layer, output in records:
+    for record in records:
+        path, layer = record.path, record.layer
         seen[path] += 1
         last_format = getattr(layer, "data_format", None) or last_format
         layouts = CHANNELS_FIRST if last_format == "channels_first" else CHANNELS_LAST
         calls.append(
             Call(
                 name=path if totals[path] == 1 else f"{path}#{seen[path]}",
-                keras_class=type(layer).__name__,
+                layer_class=type(layer).__name__,
                 kind=_kind(keras, layer),
-                layout=layouts.get(len(keras.tree.flatten(output)[0].shape)),
+                layout=layouts.get(len(keras.tree.flatten(record.output)[0].shape)),
             )
         )
     return calls
@@ -338,10 +402,10 @@ def _kind(keras: Any, layer: Any) -> Kind:
     return "other"
 
 
-def _output_names(model: Any, count: int) -> list[str]:
-    layers = [model.layers[-1].name] if count == 1 and model.layers else []
-    names = list(getattr(model, "output_names", None) or layers)
-    taken = {x.name for x in model.inputs}  # a model may pass an input on
-    if len(names) != count or len({*names} - taken) != count:
+def _output_names(model: Any, inputs: Sequence[str], count: int) -> list[str]:
+    layers = getattr(model, "layers", None)
+    names = list(getattr(model, "output_names", None) or ([layers[-1].name] if count == 1 and layers else []))
+    # A model may pass an input on, and so have the input's name among those of its outputs.
+    if len(names) != count or len({*names} - {*inputs}) != count:
         names = [f"output_{number}" for number in range(count)] if count > 1 else ["output"]
     return names

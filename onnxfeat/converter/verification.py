@@ -1,99 +1,166 @@
-"""Compare a converted model with Keras, layer by layer, on one seeded input."""
+"""Compare a converted model with its framework, layer by layer, on one seeded input."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxfeat.converter.keras_models import TracedModel, reason_of, run_in_keras
+from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.preparation import FREE_SIDES, recipes_of
+from onnxfeat.converter.sources import Source
 from onnxfeat.errors import ConversionError, ModelError
 from onnxfeat.findings import LayerAgreement
 from onnxfeat.graph.reading import read_graph
 from onnxfeat.metadata import MappedLayer
 from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.recipes import InputRecipe
+from onnxfeat.references import LayerReference, summarize
 from onnxfeat.running.exposure import with_outputs
 from onnxfeat.running.runtime import open_session
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Largest error relative to a layer's range that passes without looking at the layer's own noise."""
 
+NOISE_FACTOR = 2
+"""How many times its own noise a layer may be off."""
+
 _SEED = 2024
-_FREE_SIDE = 96  # pixels, for inputs without a fixed size
-_NOISE_RUNS = 3
+_NOISE_RUNS = 4
 
 
-def compare(
-    model: onnx.ModelProto, traced: TracedModel, layer_map: Sequence[MappedLayer], preprocessing: Preprocessing | None
-) -> list[LayerAgreement]:
-    """Run one seeded input through Keras and ONNX Runtime; return how far apart each mapped layer is, then each output.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the framework gives on a seeded input, and how sure that is.
 
-    The input is a picture of random values 0..255, preprocessed as pictures will be. `noise` is how far Keras is from
-    itself when what each layer gives moves by a few units in the last place: no other order of summation can be asked
-    to be closer.
+    Attributes:
+        recipes: The inputs.
+        values: The model's outputs and then each call's.
+        noise: For each of them, how far it moves relative to its range when what each layer gives moves by a few units
+            in the last place: no other order of summation can be asked to be closer.
+    """
+
+    recipes: tuple[InputRecipe, ...]
+    values: tuple[NDArray[Any], ...]
+    noise: tuple[float, ...]
+
+
+def expected_of(source: Source, preprocessing: Preprocessing | None) -> Expected:
+    """Run a model in its framework.
 
     Raises:
-        ConversionError: Keras can't run the model, or ONNX Runtime can't load or run it.
+        ConversionError: It can't be run, whatever the length of its open axes.
     """
-    feeds = [_seeded(spec, np.random.default_rng(_SEED), preprocessing) for spec in traced.signature]
-    expected = run_in_keras(traced, feeds)
-    noise = np.zeros(len(expected))
+    recipes, values = _first_run(source, preprocessing)
+    feeds = [recipe.values() for recipe in recipes]
+    noise = np.zeros(len(values))
     for run in range(_NOISE_RUNS):
-        disturbed = run_in_keras(traced, feeds, disturbed_by=_SEED + run)
-        noise = np.fmax(noise, [_distance(b, a) for a, b in zip(expected, disturbed, strict=True)])
+        moved = source.run(feeds, disturbed_by=_SEED + run)
+        noise = np.fmax(noise, [distance(b, a) for a, b in zip(values, moved, strict=True)])
+    return Expected(recipes=recipes, values=tuple(values), noise=tuple(float(x) for x in noise))
 
-    wanted = [*traced.output_names, *(layer.value for layer in layer_map if layer.value is not None)]
+
+def _first_run(
+    source: Source, preprocessing: Preprocessing | None
+) -> tuple[tuple[InputRecipe, ...], list[NDArray[Any]]]:
+    """Return inputs that the model takes, and what it gives; open axes are tried with several lengths."""
+    is_open = any(length is None for spec in source.inputs for length in spec.shape[1:])
+    problems = []
+    for side in FREE_SIDES if is_open else FREE_SIDES[:1]:
+        recipes = recipes_of(source, preprocessing, side)
+        try:
+            return recipes, source.run([recipe.values() for recipe in recipes])
+        except ConversionError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def measure(
+    model: onnx.ModelProto,
+    source: Source,
+    layer_map: Sequence[MappedLayer],
+    output_names: Sequence[str],
+    expected: Expected,
+) -> list[LayerAgreement]:
+    """Run a converted model in ONNX Runtime; return how far apart each mapped layer is, then each output.
+
+    Raises:
+        ConversionError: ONNX Runtime can't load or run the model, or its inputs are not those of the source.
+    """
+    wanted = list(dict.fromkeys([*output_names, *(layer.value for layer in layer_map if layer.value is not None)]))
     exposed = with_outputs(read_graph(model), wanted, cut=False).SerializeToString()
     try:
         session, _ = open_session(exposed, "cpu", "the converted model")
     except ModelError as error:
         raise ConversionError(f"the conversion gave a model that does not load: {error}") from error
     inputs = [value.name for value in session.get_inputs()]
+    if inputs != [spec.name for spec in source.inputs]:
+        raise ConversionError(
+            f"the converted model has the inputs {inputs}, and {[spec.name for spec in source.inputs]} are wanted: "
+            f"report it with the model"
+        )
+    feeds = {recipe.name: recipe.values() for recipe in expected.recipes}
     try:
-        results = session.run(wanted, dict(zip(inputs, feeds, strict=True)))
+        results = session.run(wanted, feeds)
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
         raise ConversionError(f"the conversion gave a model that ONNX Runtime can't run: {reason_of(error)}") from error
     actual = dict(zip(wanted, results, strict=True))
-
     agreements = []
-    count = len(traced.output_names)
-    for position, (call, mapped) in enumerate(zip(traced.calls, layer_map, strict=True), start=count):
+    count = len(source.output_names)
+    for position, (call, mapped) in enumerate(zip(source.calls, layer_map, strict=True), start=count):
         if mapped.value is not None:
             value = _in_order(actual[mapped.value], mapped.layout, call.layout)
-            distance = _distance(value, expected[position])
-            agreements.append(LayerAgreement(name=mapped.name, error=distance, noise=float(noise[position])))
-    for position, name in enumerate(traced.output_names):
-        distance = _distance(actual[name], expected[position])
-        agreements.append(LayerAgreement(name=f"output {name!r}", error=distance, noise=float(noise[position])))
+            agreements.append(_agreement(mapped.name, value, expected, position))
+    agreements += [
+        _agreement(f"output {name!r}", actual[name], expected, position) for position, name in enumerate(output_names)
+    ]
     return agreements
 
 
-def refuse_disagreement(agreements: Sequence[LayerAgreement]) -> None:
+def _agreement(name: str, value: NDArray[Any], expected: Expected, position: int) -> LayerAgreement:
+    return LayerAgreement(name=name, error=distance(value, expected.values[position]), noise=expected.noise[position])
+
+
+def refuse_disagreement(agreements: Sequence[LayerAgreement], framework: str) -> None:
     """Raise a `ConversionError` that names the first layer that is off by more than tolerance and noise."""
-    off = [x for x in agreements if not x.error <= max(TOLERANCE, x.noise)]  # NaN is off
+    off = [x for x in agreements if not x.error <= max(TOLERANCE, NOISE_FACTOR * x.noise)]  # NaN is off
     if off:
         first = off[0]
         raise ConversionError(
-            f"{len(off)} of {len(agreements)} layers differ from Keras, first {first.name!r}: off by {first.error:.1e} "
-            f"of its range, where {TOLERANCE:.0e} is allowed and Keras's own rounding noise is {first.noise:.1e}; no "
-            f"file was written. This is a fault in the conversion: please report it with the model"
+            f"{len(off)} of {len(agreements)} layers differ from {framework}, first {first.name!r}: off by "
+            f"{first.error:.1e} of its range, where {TOLERANCE:.0e} is allowed, or {NOISE_FACTOR} times its own "
+            f"rounding noise of {first.noise:.1e}; no file was written. This is a fault in the conversion: please "
+            f"report it with the model"
         )
 
 
-def _seeded(spec: Any, random: np.random.Generator, preprocessing: Preprocessing | None) -> NDArray[Any]:
-    shape = [side or (_FREE_SIDE if axis else 1) for axis, side in enumerate(spec.shape)]
-    dtype = np.dtype(spec.dtype.as_numpy_dtype)
-    if dtype.kind in "iub" and preprocessing is None:  # indices of an embedding, for instance
-        return random.integers(0, 2, shape).astype(dtype)
-    pixels = random.integers(0, 256, shape).astype(np.float64)
-    if preprocessing is not None:
-        pixels = (pixels * preprocessing.scale - np.mean(preprocessing.mean)) / np.mean(preprocessing.std)
-    else:
-        pixels /= 255
-    return pixels.astype(dtype)
+def layer_references(
+    source: Source, layer_map: Sequence[MappedLayer], expected: Expected
+) -> tuple[LayerReference, ...]:
+    """Return what the framework gave for each mapped layer."""
+    count = len(source.output_names)
+    return tuple(
+        summarize(
+            mapped.name, expected.values[position], call.layout, noise=mapped.noise or 0.0, error=mapped.error or 0.0
+        )
+        for position, (call, mapped) in enumerate(zip(source.calls, layer_map, strict=True), start=count)
+        if mapped.value is not None
+    )
+
+
+def output_references(
+    output_names: Sequence[str], expected: Expected, agreements: Sequence[LayerAgreement]
+) -> tuple[LayerReference, ...]:
+    """Return what the framework gave for each output."""
+    measured = agreements[len(agreements) - len(output_names) :]
+    return tuple(
+        summarize(name, expected.values[position], None, noise=found.noise, error=found.error)
+        for position, (name, found) in enumerate(zip(output_names, measured, strict=True))
+    )
 
 
 def _in_order(value: NDArray[Any], layout: str | None, wanted: str | None) -> NDArray[Any]:
@@ -102,14 +169,19 @@ def _in_order(value: NDArray[Any], layout: str | None, wanted: str | None) -> ND
     return value.transpose([layout.index(axis) for axis in wanted])
 
 
-def _distance(value: NDArray[Any], reference: NDArray[Any]) -> float:
+def distance(value: NDArray[Any], reference: NDArray[Any]) -> float:
     """Return the largest absolute difference relative to the range of the reference.
 
-    NaN and infinities must be the same at the same places: else the result is NaN, as for different shapes.
+    NaN and infinities must be the same at the same places: else the result is NaN, as for different shapes. Truth
+    values and texts must be equal.
+
+    Example:
+        >>> distance(np.array([0.0, 1.0]), np.array([0.0, 2.0]))
+        0.5
     """
     if value.shape != reference.shape:
         return float("nan")
-    if reference.dtype.kind != "f":
+    if reference.dtype.kind in "bUSO" or value.dtype.kind in "bUSO":
         return float(not np.array_equal(value, reference))
     value, reference = value.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(reference)

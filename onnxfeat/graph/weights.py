@@ -6,6 +6,7 @@ A tensor with external data names a file by its `location`, relative to the mode
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import re
@@ -135,6 +136,48 @@ def read_tensor(
         raise ModelError(
             f"the tensor {_shown(name)} in {origin} is damaged ({error}): fetch or export the model again"
         ) from error
+
+
+def digests_of(
+    model: onnx.ModelProto, folder: Path | None = None, *, home: Path | None = None, origin: str = "the model"
+) -> dict[str, str]:
+    """Return name to element type and digest of each constant array of a model's main graph.
+
+    Those are the initializers and what Constant nodes hold as tensors; strings have no digest. It does not matter how
+    an array is kept: as raw bytes, as numbers, or in another file.
+
+    Args:
+        model: The model.
+        folder: The folder of the model's file; None for a model that holds its own weights.
+        home: See `refuse_unsafe`.
+        origin: What messages call the model.
+
+    Returns:
+        Such as `float:0123456789abcdef`: ONNX's word for the type, and the first 16 hexadecimal digits of the SHA-256
+        of the little-endian bytes.
+
+    Raises:
+        ModelError: As `read_tensor`.
+
+    Example:
+        >>> digests_of(onnx.load("models/shapes_small.onnx"))["const_axes__n5"]
+        'int64:fe6d3d3bb5dd778a'
+    """
+    held = [
+        (node.output[0], entry.t)
+        for node in model.graph.node
+        if node.op_type == "Constant" and node.output
+        for entry in node.attribute
+        if entry.type == onnx.AttributeProto.TENSOR
+    ]
+    digests = {}
+    for name, tensor in (*((tensor.name, tensor) for tensor in model.graph.initializer), *held):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            array = read_tensor(tensor, folder, home=home, origin=origin)
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest = hashlib.sha256(little.tobytes()).hexdigest()[:16]
+            digests[name] = f"{onnx.TensorProto.DataType.Name(tensor.data_type).lower()}:{digest}"
+    return digests
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:

@@ -94,6 +94,19 @@ def all_layers(graph: Graph) -> tuple[Layer, ...]:
     return _found_layers(graph)
 
 
+def lost_layers(graph: Graph) -> tuple[str, ...]:
+    """Return the layers of the layer map whose values the graph no longer has: another tool rewrote it.
+
+    Example:
+        >>> lost_layers(read_graph("models/shapes_small.onnx"))
+        ()
+    """
+    if graph.document.exposed is not None:  # those are refused, see `all_layers`
+        return ()
+    held = {*graph.producers, *graph.inputs}
+    return tuple(x.name for x in graph.document.layer_map if x.value is not None and x.value not in held)
+
+
 def _mapped_layers(graph: Graph, layer_map: Iterable[MappedLayer]) -> tuple[Layer, ...]:
     facts = _Facts(graph)
     layers = []

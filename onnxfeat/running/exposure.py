@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
+from onnxfeat import references
 from onnxfeat.errors import LayerError, ModelError
 from onnxfeat.files import refuse_existing
 from onnxfeat.graph.flattening import Inner, names_used, numbered
@@ -18,6 +19,7 @@ from onnxfeat.graph.layouts import CHANNELS_FIRST, layouts_of
 from onnxfeat.graph.model_files import embed_own, write_model
 from onnxfeat.graph.quantization import INTEGERS
 from onnxfeat.graph.reading import Graph, operator, read_graph, type_name
+from onnxfeat.graph.scaling import own_scaling
 from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.metadata import KEY, Document, Exposed
 from onnxfeat.records import Axis, Layer, ModelInput, Weights
@@ -98,7 +100,22 @@ def exposed_model(
     kept = {name for node in rewritten.graph.node for name in node.output}
     layer_map = tuple(mapped for mapped in graph.document.layer_map if mapped.value in kept)
     store(rewritten, replace(graph.document, layer_map=layer_map, exposed=exposed))
+    _restrict_reference(rewritten, [mapped.name for mapped in layer_map], graph.origin)
     return rewritten
+
+
+def _restrict_reference(model: onnx.ModelProto, layers: Sequence[str], origin: str) -> None:
+    """Leave of the reference values that a file carries those of what is left of the graph.
+
+    The digests stay those of the conversion: made anew they would vouch for weights that were changed since.
+    """
+    for entry in model.metadata_props:
+        if entry.key == references.KEY:
+            arrays = [tensor.name for tensor in model.graph.initializer]
+            arrays += [name for node in model.graph.node if node.op_type == "Constant" for name in node.output]
+            outputs = [output.name for output in model.graph.output]
+            reference = references.Reference.from_text(entry.value, origin)
+            entry.value = reference.restricted(layers, outputs, arrays).to_text()
 
 
 def _as_given(layer: Layer, given_as: Mapping[str, int]) -> Layer:
@@ -233,8 +250,9 @@ def picture_input(graph: Graph, names: Iterable[str] | None = None, given: Itera
     """
     document = graph.document
     known = document.input if document.exposed is None else document.exposed.input
-    if known is not None and known.name not in given:
-        return known
+    if known is not None and known.name in graph.inputs and known.name not in given:
+        # A float16 copy may take float16 now, whatever the document says.
+        return replace(known, dtype=_dtype_of(graph, known.name))
     layouts = layouts_of(graph)
     wanted = set(graph.inputs if names is None else names) - set(given)
     inputs = [_as_input(graph, name, layouts) for name in graph.inputs if name in wanted]
@@ -252,17 +270,11 @@ def picture_input(graph: Graph, names: Iterable[str] | None = None, given: Itera
             f"take a picture, and one must: give the others values of their own, --input NAME=NUMBER or "
             f"--input NAME=FILE.npy (in Python `inputs=`)"
         )
-    return pictures[0]
+    return replace(pictures[0], scaling=own_scaling(graph, pictures[0].name) if pictures[0].is_picture else None)
 
 
 def _as_input(graph: Graph, name: str, layouts: Mapping[str, str]) -> ModelInput:
-    element_type, shape = graph.types.get(name, (onnx.TensorProto.FLOAT, None))
-    if element_type in _UNKNOWN_TO_NUMPY:
-        dtype = type_name(element_type) or "unknown"
-    elif element_type in onnx.helper.get_all_tensor_dtypes():
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(element_type))
-    else:
-        dtype = "unknown"
+    shape = graph.types.get(name, (0, None))[1]
     layout = layouts.get(name)
     if layout is not None and shape is not None and len(layout) != len(shape):
         layout = None  # the graph contradicts itself
@@ -274,7 +286,17 @@ def _as_input(graph: Graph, name: str, layouts: Mapping[str, str]) -> ModelInput
         layout = "CHW"
     if shape is None and layout is not None:
         shape = (None,) * len(layout)
-    return ModelInput(name=name, shape=shape or (), layout=layout, dtype=dtype)
+    return ModelInput(name=name, shape=shape or (), layout=layout, dtype=_dtype_of(graph, name))
+
+
+def _dtype_of(graph: Graph, name: str) -> str:
+    """Return NumPy's name of an input's type, ONNX's where NumPy has none; `unknown` where it is no tensor."""
+    element_type = graph.types.get(name, (onnx.TensorProto.FLOAT, None))[0]
+    if element_type in _UNKNOWN_TO_NUMPY:
+        return type_name(element_type) or "unknown"
+    if element_type in onnx.helper.get_all_tensor_dtypes():
+        return str(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+    return "unknown"
 
 
 def _cut(graph: Graph, values: Sequence[str], target: onnx.GraphProto) -> None:

@@ -19,7 +19,7 @@ from onnxfeat.files import contains, sha256_of
 from onnxfeat.findings import Plan
 from onnxfeat.layers.selection import select
 from onnxfeat.metadata import Document, read_document
-from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.preprocessing import Preprocessing, Preset
 from onnxfeat.records import FeatureMap, Features, Layer, ModelInput, Provider
 from onnxfeat.running.images import (
     Picture,
@@ -54,7 +54,9 @@ class FeatureExtractor:
             file that `expose` wrote all that it exposes.
         provider: `cpu`; `cuda`, an error if it can't run; or `auto`, CUDA if it runs, else CPU with a logged warning.
         preprocessing: How pictures become the model's input; None takes what the model's metadata say, else resizing
-            to the input, RGB, 1/255. A mapping such as `{"scale": 1.0}` changes single fields of that.
+            to the input, RGB, 1/255 (1 where the model scales its input itself). A preset such as `"caffe"` changes
+            scale, mean, std and color of that, a mapping such as `{"scale": 1.0}` or `{"preset": "torch", "size": 224}`
+            single fields.
         inputs: Values for the inputs that do not take the picture, by name: a number, an array, or the path of a
             `.npy` file.
         max_bytes: Bytes that the maps in memory may take, as a number or as text such as `512MB`. What needs more runs
@@ -67,7 +69,7 @@ class FeatureExtractor:
         input: The model's input.
         provider: Which execution provider was asked for and which one runs.
         preprocessing: How pictures are prepared.
-        preprocessing_source: Who said so: `caller`, `model` or `default`, and which fields the caller changed.
+        preprocessing_source: Who said so: `caller`, `model` or `default`, why, and what the caller changed.
         sha256: SHA-256 of the model.
         max_bytes: The budget, in bytes.
 
@@ -90,7 +92,7 @@ class FeatureExtractor:
         *,
         layers: str | Sequence[str] | None = None,
         provider: Provider = "auto",
-        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        preprocessing: Preprocessing | Preset | Mapping[str, Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
         max_bytes: int | str = DEFAULT_BUDGET,
     ) -> None:

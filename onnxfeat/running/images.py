@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from onnxfeat.errors import PictureError, quote
-from onnxfeat.preprocessing import CHANNELS, Preprocessing
+from onnxfeat.preprocessing import CHANNELS, Preprocessing, Preset, adjusted
 from onnxfeat.records import ModelInput
+from onnxfeat.running.resizing import refuse_bomb, resized
 
 Picture = str | Path | Image.Image | NDArray[Any]
 """A picture: path of a file that Pillow reads or of a `.npy` array, PIL image, or array."""
@@ -79,7 +79,7 @@ def load_samples(
         refuse_large(content.shape, target, name, max_bytes)
         return _preprocessed(content, target, name)
     if path is not None and isinstance(content, np.ndarray):
-        _refuse_bomb(content, name)
+        refuse_bomb(content.shape[:2], f"{name} is too large to be taken as a picture safely", "pass a smaller picture")
     image = content if isinstance(content, Image.Image) else _as_image(np.asarray(content), name)
     height, width = _size(image, target, preprocessing)
     shape = (target.axis("N") or 1, height, width, CHANNELS[preprocessing.color])
@@ -181,9 +181,10 @@ def input_type(target: ModelInput) -> np.dtype[Any]:
 def default_preprocessing(target: ModelInput) -> Preprocessing:
     """Return what is assumed where neither the caller nor the model says: resize to the input, RGB or gray, 1/255.
 
-    An input of integers takes the levels 0..255 as they are: scaled, all of them would become 0 or 1.
+    An input of integers takes the levels 0..255 as they are: scaled, all of them would become 0 or 1. So does one
+    whose values the model scales itself: scaled twice, they would all be about 0.
     """
-    scale = 1.0 if input_type(target).kind in "iu" else 1 / 255
+    scale = 1.0 if input_type(target).kind in "iu" or target.scaling else 1 / 255
     return Preprocessing(color="gray" if target.axis("C") == 1 else "rgb", scale=scale)
 
 
@@ -211,16 +212,32 @@ def load_array(source: str | Path | NDArray[Any]) -> NDArray[Any]:
 
 
 def choose_preprocessing(
-    asked: Preprocessing | Mapping[str, Any] | None, stored: Preprocessing | None, target: ModelInput
+    asked: Preprocessing | Preset | Mapping[str, Any] | None, stored: Preprocessing | None, target: ModelInput
 ) -> tuple[Preprocessing, str]:
-    """Return how pictures are prepared, and who said so: the caller, else the model, else the default."""
+    """Return how pictures are prepared, and who said so: the caller, else the model, else the default.
+
+    Args:
+        asked: What the caller wants; see `onnxfeat.preprocessing.adjusted` for what comes first.
+        stored: What the model's metadata say.
+        target: The model's input.
+
+    Raises:
+        PictureError: What the caller wants can't be, or does not fit the input.
+    """
     if isinstance(asked, Preprocessing):
         return asked, "caller"
     if stored is not None:
         base, source = stored, "model"
     else:
-        base, source = default_preprocessing(target), "default"
-    return (base.changed(asked), f"{source}, {' and '.join(asked)} from the caller") if asked else (base, source)
+        base = default_preprocessing(target)
+        source = f"default; {target.scaling}" if target.scaling else "default"
+    if not asked:
+        return base, source
+    fields = {"preset": asked} if isinstance(asked, str) else asked
+    names = [f"preset {value}" if name == "preset" else name for name, value in fields.items()]
+    integers = input_type(target).kind in "iu"
+    chosen = adjusted(base, asked, channels=target.axis("C"), integers=integers)
+    return chosen, f"{source}, {' and '.join(names)} from the caller"
 
 
 def _content(picture: Picture) -> Image.Image | NDArray[Any]:
@@ -285,16 +302,6 @@ def _refuse_other(path: Path) -> None:
         raise PictureError(f"{path} is a device or pipe, a picture is wanted: write it to a file first")
 
 
-def _refuse_bomb(array: NDArray[Any], name: str) -> None:
-    """Raise a `PictureError` for a file whose header promises more pixels than Pillow takes of a picture file."""
-    pixels, most = math.prod(array.shape[:2]), Image.MAX_IMAGE_PIXELS or sys.maxsize
-    if pixels > most:
-        raise PictureError(
-            f"{name} is too large to be taken as a picture safely ({pixels:,} pixels, at most {most:,}): pass a "
-            f"smaller picture"
-        )
-
-
 def _as_image(array: NDArray[Any], name: str) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise PictureError(
@@ -336,29 +343,36 @@ def _values(image: Image.Image, target: ModelInput, preprocessing: Preprocessing
                 f"size {height} x {width} does not fit the input {target.name!r}, which wants {target.described}: "
                 f"leave the size out, or pass that one"
             )
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
-    pixels = np.asarray(image).reshape(height, width, -1)
+    pixels = resized(image, (height, width), preprocessing)
     if preprocessing.color == "bgr":
         pixels = pixels[..., ::-1]
-    table = _level_table(preprocessing, input_type(target))
-    values = np.empty(pixels.shape, dtype=table.dtype)
+    scale = _looked_up if pixels.dtype == np.uint8 else _scaled
+    return scale(pixels, preprocessing, input_type(target))
+
+
+def _looked_up(pixels: NDArray[np.uint8], preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return scaled levels: a table of 256 is faster than arithmetic on each pixel."""
+    levels = np.broadcast_to(np.arange(256)[:, None, None], (256, 1, pixels.shape[2]))
+    table = _scaled(levels, preprocessing, dtype)[:, 0]
+    values = np.empty(pixels.shape, dtype=dtype)
     for channel in range(pixels.shape[2]):
-        values[..., channel] = table[channel][pixels[..., channel]]
+        values[..., channel] = table[:, channel][pixels[..., channel]]
     return values
 
 
-def _level_table(preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return what each of the 256 levels becomes, shape (channels, 256).
+def _scaled(pixels: NDArray[Any], preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return `(pixels * scale - mean) / std`, for integers rounded and clipped; shape (H, W, C) as before.
 
     In float64 and rounded once: 1/255 then gives the very float32 that dividing by 255 gives.
     """
-    shape = (CHANNELS[preprocessing.color], 1)
-    mean, std = (np.broadcast_to(np.reshape(x, (-1, 1)), shape) for x in (preprocessing.mean, preprocessing.std))
-    values = (np.arange(256) * preprocessing.scale - mean) / std
-    if dtype.kind in "iu":
-        values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return np.asarray(values, dtype=dtype)
+    values = np.empty(pixels.shape, dtype=dtype)
+    mean, std = (np.broadcast_to(x, pixels.shape[2:]) for x in (preprocessing.mean, preprocessing.std))
+    for channel in range(pixels.shape[2]):  # one at a time, as float64 takes eight times the memory of levels
+        exact = (pixels[..., channel].astype(np.float64) * preprocessing.scale - mean[channel]) / std[channel]
+        if dtype.kind in "iu":
+            exact = exact.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+        values[..., channel] = exact
+    return values
 
 
 def _preprocessed(array: NDArray[Any], target: ModelInput, name: str) -> NDArray[Any]:

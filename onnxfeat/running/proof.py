@@ -1,4 +1,7 @@
-"""Prove that watching a model does not change it: run it untouched and exposed, and compare."""
+"""Prove that watching a model does not change it: run it untouched and exposed, and compare.
+
+Where a file carries reference values, replay them too (see `onnxfeat.running.replay`).
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxfeat.errors import ModelError
+from onnxfeat.errors import LayerError, ModelError
 from onnxfeat.findings import Change, Check
 from onnxfeat.graph.reading import Graph, operator, read_graph
-from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.preprocessing import Preprocessing, Preset
+from onnxfeat.recipes import InputRecipe
 from onnxfeat.records import Layer, ModelInput, Provider
+from onnxfeat.references import Reference
 from onnxfeat.running.exposure import output_of, with_outputs
 from onnxfeat.running.extractor import FeatureExtractor
 from onnxfeat.running.images import Picture, input_type, load_samples, refuse_large
 from onnxfeat.running.limits import refuse_absurd
 from onnxfeat.running.maps import why_no_map
-from onnxfeat.running.planning import DEFAULT_BUDGET
+from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of
+from onnxfeat.running.replay import reference_of, replay
 from onnxfeat.running.runtime import extra_inputs, fed, filled, first_line, open_session, run
 from onnxfeat.running.sizing import types_for
 
@@ -47,12 +53,16 @@ def check(
     *,
     layers: str | Sequence[str] | None = None,
     provider: Provider = "auto",
-    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Preset | Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
     max_bytes: int | str = DEFAULT_BUDGET,
+    tolerance: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Check:
     """Run a model untouched and exposed on one input, and tell how far each output and each layer moves.
+
+    A file that `convert_keras` wrote carries what Keras computed for each layer on inputs that can be made again. These
+    are replayed, whatever the picture and the selection: the file's outputs and every layer are compared with Keras's.
 
     The untouched file gives the model's own outputs. They are compared with the outputs of the same model with the
     layers exposed. Each layer, as it is drawn (cut behind the last wanted layer, optimized by ONNX Runtime), is
@@ -67,6 +77,8 @@ def check(
         preprocessing: As for a `FeatureExtractor`.
         inputs: As for a `FeatureExtractor`.
         max_bytes: As for a `FeatureExtractor`; what needs more is checked in several passes.
+        tolerance: Deviation from the reference values, relative to a layer's range, that passes; None is 1e-5, and
+            1e-3 on other providers than CPU. Twice what the converter measured as a layer's noise or error passes too.
         progress: Called with what is run next.
 
     Raises:
@@ -80,20 +92,97 @@ def check(
         (True, 8)
     """
     tell = progress or (lambda _: None)
-    extractor = FeatureExtractor(
-        model,
-        layers=layers,
-        provider=provider,
-        preprocessing=preprocessing,
-        inputs=inputs,
-        max_bytes=max_bytes,
-    )
     graph = read_graph(model)
-    given = dict(inputs or {})
+    reference = reference_of(graph)
+    replayed = None
+    if reference is not None:
+        replayed = replay(
+            _content(model),
+            graph,
+            reference,
+            provider=provider,
+            max_bytes=budget_of(max_bytes),
+            tolerance=tolerance,
+            progress=tell,
+        )
+    elif tolerance is not None:
+        raise ModelError(
+            f"{graph.origin} carries no reference values for a tolerance to apply to: leave it out, or convert the "
+            f"Keras model again with this onnxfeat"
+        )
+    recipes = _recipes(graph, reference) if picture is None else {}
+    given = {**_beside_the_picture(graph, recipes, inputs or {}), **(inputs or {})}
+    try:
+        extractor = FeatureExtractor(
+            model,
+            layers=layers,
+            provider=provider,
+            preprocessing=preprocessing,
+            inputs=given,
+            max_bytes=max_bytes,
+        )
+    except LayerError as error:
+        if replayed is None or layers is not None:
+            raise
+        return Check(
+            model=Path(model).name if isinstance(model, str | Path) else "<memory>",
+            sha256=graph.sha256,
+            provider=replayed.provider,
+            outputs=(),
+            layers=(),
+            left_out={},
+            limit=LIMIT,
+            reference=replayed,
+            not_watched=str(error),
+        )
+    outputs, found, left_out = _watched(model, picture, recipes, extractor, graph, given, tell)
+    return Check(
+        model=extractor.model_name,
+        sha256=extractor.sha256,
+        provider=extractor.provider,
+        outputs=tuple(outputs.values()),
+        layers=tuple(found[layer.name] for layer in extractor.layers if layer.name in found),
+        left_out=left_out,
+        limit=LIMIT,
+        reference=replayed,
+    )
+
+
+def _recipes(graph: Graph, reference: Reference | None) -> dict[str, InputRecipe]:
+    """Return the recipes of the inputs that the file still has, by name."""
+    recipes = () if reference is None else reference.inputs
+    return {recipe.name: recipe for recipe in recipes if recipe.name in graph.inputs}
+
+
+def _beside_the_picture(
+    graph: Graph, recipes: Mapping[str, InputRecipe], given: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """Return what the recipes give to the inputs that do not take the picture.
+
+    That is taken by the input that the metadata name, else by the first that takes pictures, else by the first.
+    """
+    document = graph.document
+    known = document.input if document.exposed is None else document.exposed.input
+    left = [name for name in recipes if name not in given]
+    pictures = [name for name in left if len(recipes[name].shape) == 4]
+    taken = known.name if known is not None else next(iter(pictures or left), "")
+    return {name: recipes[name].values() for name in left if name != taken}
+
+
+def _watched(
+    model: str | Path | bytes | onnx.ModelProto,
+    picture: Picture | None,
+    recipes: Mapping[str, InputRecipe],
+    extractor: FeatureExtractor,
+    graph: Graph,
+    given: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Change], dict[str, Change], dict[str, str]]:
+    """Return how far each output and each layer moves, and which layers could not be compared for what reason."""
     refuse_absurd(graph, graph.types, sorted(graph.outputs))
     tell("the untouched model")
-    untouched, _ = open_session(_content(model), provider, extractor.model_name)
-    sample = _sample(picture, extractor, untouched, given)
+    untouched, _ = open_session(_content(model), extractor.provider.asked, extractor.model_name)
+    sample = _sample(picture, recipes, extractor, untouched, given)
     bound = types_for(graph, extractor.input, given, [sample.shape])
     refuse_absurd(graph, bound[0], sorted(graph.outputs))
     before = _run(untouched, _feed(sample, extractor, untouched, given), extractor.model_name)
@@ -135,19 +224,11 @@ def check(
     if not all(change.is_rounding(LIMIT) for change in outputs.values()):
         tell("the untouched model on a disturbed input")
         # Not the exposed one: what is wrong with that would pass for noise.
-        untouched, _ = open_session(_content(model), provider, extractor.model_name)
+        untouched, _ = open_session(_content(model), extractor.provider.asked, extractor.model_name)
         for other in _disturbed(sample):
             again = _run(untouched, _feed(other, extractor, untouched, given), extractor.model_name)
             outputs = {name: _with_noise(change, before[name], again[name]) for name, change in outputs.items()}
-    return Check(
-        model=extractor.model_name,
-        sha256=extractor.sha256,
-        provider=extractor.provider,
-        outputs=tuple(outputs.values()),
-        layers=tuple(found[layer.name] for layer in extractor.layers if layer.name in found),
-        left_out=left_out,
-        limit=LIMIT,
-    )
+    return outputs, found, left_out
 
 
 def change_of(name: str, before: Any, after: Any) -> Change:
@@ -213,13 +294,20 @@ def _content(model: str | Path | bytes | onnx.ModelProto) -> Path | bytes:
 
 
 def _sample(
-    picture: Picture | None, extractor: FeatureExtractor, session: Any, given: Mapping[str, Any]
+    picture: Picture | None,
+    recipes: Mapping[str, InputRecipe],
+    extractor: FeatureExtractor,
+    session: Any,
+    given: Mapping[str, Any],
 ) -> NDArray[Any]:
-    """Return one sample of the model's input: of the picture, else seeded noise of a size that the model takes."""
+    """Return one sample of the model's input: of the picture; else what the recipe gives; else noise of a fit size."""
     target = extractor.input
     if picture is not None:
         samples = load_samples(picture, target, extractor.preprocessing, extractor.most_input)
         return samples[:1] if target.is_batched else samples
+    if target.name in recipes:
+        values = recipes[target.name].values().astype(input_type(target))
+        return values[:1] if target.is_batched else values
     problem = ""
     for side in _SIDES:
         sample = _noise(target, side, extractor.most_input)

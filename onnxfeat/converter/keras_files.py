@@ -1,0 +1,227 @@
+"""Load Keras models from files: `.keras` archives and legacy HDF5 files, without running code that they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onnxfeat.converter.messages import reason_of
+from onnxfeat.errors import ConversionError, MissingPackageError
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def import_keras() -> Any:
+    """Import Keras with TensorFlow behind it, quietly.
+
+    Raises:
+        MissingPackageError: TensorFlow or Keras is not installed.
+        ConversionError: Keras is imported already, on another backend.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow greets on stderr
+    if "keras" not in sys.modules:
+        # A file means the same on every backend; what the user set is for programs that train.
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+    # All that the work needs, now and not after minutes of it.
+    for package, name in (("tensorflow", "TensorFlow"), ("keras", "Keras"), ("tf2onnx", "tf2onnx")):
+        try:
+            with _without_greetings():
+                importlib.import_module(package)
+        except ImportError as error:
+            raise MissingPackageError(f'converting needs {name} ({error}): pip install "onnxfeat[keras]"') from error
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingPackageError('converting needs ONNX Runtime to compare the result: pip install "onnxfeat[keras]"')
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ConversionError(
+            f"Keras runs on {keras.backend.backend()} in this process, converting needs TensorFlow: save the model "
+            f"with model.save('model.keras') and convert the file, `onnxfeat convert model.keras -o model.onnx`, or "
+            f"set KERAS_BACKEND=tensorflow before Keras is imported"
+        )
+    for name in ("tensorflow", "tf2onnx", "absl"):  # what they would say of errors, ours say better
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return keras
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Keep what TensorFlow's C++ code writes to stderr while it starts from the user: no setting keeps it quiet."""
+    sys.stderr.flush() if sys.stderr is not None else None
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def load_keras_file(path: Path, *, custom_objects: str | Path | None = None, unsafe: bool = False) -> Any:
+    """Load a `.keras` or legacy `.h5` file; code in the file is not run.
+
+    Args:
+        path: The file.
+        custom_objects: A Python file or the name of an importable module that defines the file's own layers and
+            functions; it is run.
+        unsafe: Whether code in the file (Lambda layers) may run.
+
+    Raises:
+        ConversionError: The file is missing or not a Keras model, holds code, or needs custom layers.
+    """
+    _refuse_other(path)
+    keras = import_keras()
+    config = _config_of(path)
+    if not unsafe:
+        _refuse_code(path, config)
+    own = {} if custom_objects is None else _objects_in(keras, custom_objects)
+    try:
+        with warnings.catch_warnings(), keras.saving.custom_object_scope(own):
+            warnings.simplefilter("ignore")  # Keras warns of optimizer states, which nobody needs here
+            return keras.saving.load_model(path, compile=False, safe_mode=not unsafe)
+    except Exception as error:  # Keras raises whatever its deserializers meet
+        raise ConversionError(_way_out(keras, path, config, error)) from error
+
+
+def _refuse_other(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except FileNotFoundError:
+        raise ConversionError(f"there is no file {path}: check the path of the model") from None
+    except OSError as error:
+        raise ConversionError(
+            f"{path} can't be read: {error.strerror}; check that it is a file you may read"
+        ) from error
+    # A .keras file is a zip archive, an .h5 file begins with the signature of HDF5.
+    if not start.startswith(b"PK\x03\x04" if path.suffix.lower() == ".keras" else b"\x89HDF\r\n\x1a\n"):
+        raise ConversionError(f"{path} is not what its name says, or empty: save the model again")
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    """Return the configuration in a Keras file; an empty one if there is none, as in a file of weights."""
+    try:
+        if path.suffix.lower() == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read("config.json")
+        else:
+            import h5py
+
+            with h5py.File(path) as file:
+                text = file.attrs.get("model_config", b"{}")
+        config = json.loads(text)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+        raise ConversionError(
+            f"{path} is damaged, its configuration can't be read ({error}): save the model again"
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _refuse_code(path: Path, config: dict[str, Any]) -> None:
+    """Raise a `ConversionError` if a configuration holds code: Keras itself may run it from legacy files."""
+    for part in _parts(config):
+        config_of_part = part.get("config")
+        inner = config_of_part if isinstance(config_of_part, dict) else {}
+        if part.get("class_name") in ("Lambda", "__lambda__", "function_type_lambda"):
+            name = inner.get("name") or part.get("name") or part["class_name"]
+            raise ConversionError(
+                f"{path} holds code that would run when it is loaded (Lambda layer {name!r}), so it was not loaded: if "
+                f"you trust whoever made it, allow that with --unsafe (unsafe=True in Python), or replace the layer"
+            )
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield all mappings inside of JSON data."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            yield item
+            todo += reversed(list(item.values()))
+        elif isinstance(item, list):
+            todo += reversed(item)
+
+
+def _objects_in(keras: Any, source: str | Path) -> dict[str, Any]:
+    """Run a module; return its classes and functions by name."""
+    path = Path(source)
+    try:
+        if path.suffix == ".py":
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            if spec is None or spec.loader is None or not path.is_file():
+                raise ConversionError(f"there is no Python file {path}: check the path of the custom objects")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # as an import does; decorators look there
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(str(source))
+    except ConversionError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ConversionError(
+            f"the custom objects in {source} can't be imported ({type(error).__name__}: {reason_of(error)}): pass a "
+            f"Python file or the name of an installed module"
+        ) from error
+    found = {name: thing for name, thing in vars(module).items() if callable(thing) and not name.startswith("_")}
+    registered = keras.saving.get_custom_objects()
+    return {**found, **{name.rpartition(">")[2]: thing for name, thing in registered.items()}}
+
+
+def _way_out(keras: Any, path: Path, config: dict[str, Any], error: Exception) -> str:
+    """Return what to tell of a file that Keras can't load."""
+    text, start = str(error), f"Keras {keras.__version__} can't load {path}"
+    if not config:
+        return (
+            f"{path} holds weights alone, without the model they belong to: build the model in Python, "
+            f"model.load_weights({path.name!r}), and save it whole with model.save('model.keras')"
+        )
+    if "safe_mode" in text or "unsafe" in text:
+        return (
+            f"{path} holds code that would run when it is loaded ({reason_of(error)}), so it was not loaded: if you "
+            f"trust whoever made it, allow that with --unsafe (unsafe=True in Python)"
+        )
+    homes = (keras, keras.layers, keras.models, keras.initializers, keras.regularizers, keras.constraints)
+    known = {name for home in homes for name in dir(home)}
+    classes = [
+        part["class_name"]
+        for part in _parts(config)
+        if isinstance(part.get("class_name"), str) and isinstance(part.get("config"), dict)
+    ]
+    unknown = [name for name in dict.fromkeys(classes) if name not in known and f"'{name}'" in text]
+    if unknown or "Could not locate" in text or "Unknown layer" in text or "custom_objects" in text:
+        names = ", ".join(unknown) or reason_of(error)
+        return (
+            f"{start}: it has layers of its own ({names}): name the Python file or module that defines them, "
+            f"--custom-objects layers.py, or pass a live model to convert_keras"
+        )
+    if path.suffix.lower() != ".keras" or "character `/`" in text or "cannot contain" in text:
+        version = _keras_version(path)
+        return (
+            f"{start}{version}: {reason_of(error)}; Keras 2 would load it: pip install tf_keras, then "
+            f"tf_keras.models.load_model({path.name!r}, compile=False).export('model'), and convert that SavedModel "
+            f"folder"
+        )
+    return f"{start}: {reason_of(error)}; check that it is complete, or pass a live model to convert_keras"
+
+
+def _keras_version(path: Path) -> str:
+    """Return which Keras wrote a legacy file, as part of a sentence."""
+    import h5py
+
+    if path.suffix.lower() == ".keras":
+        return ""
+    with h5py.File(path) as file:
+        version = file.attrs.get("keras_version", "")
+    version = version.decode() if isinstance(version, bytes) else version
+    return f" (written by Keras {version})" if version else ""

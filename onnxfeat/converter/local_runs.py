@@ -1,0 +1,114 @@
+"""Run every layer of a converted model on what the framework gave to it, so that no layer inherits an error.
+
+In a deep network, and in a quantized one even more so, the least difference grows from layer to layer: far behind, a
+large error says nothing. Cut at every layer, the same ONNX model shows what each one does itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+from numpy.typing import NDArray
+
+from onnxfeat.converter.messages import reason_of
+from onnxfeat.errors import ConversionError, ModelError
+from onnxfeat.running.runtime import open_session
+
+
+def run_locally(
+    model: onnx.ModelProto,
+    watched: Sequence[str],
+    feeds: Mapping[str, NDArray[Any]],
+    references: Sequence[NDArray[Any]],
+) -> list[NDArray[Any]]:
+    """Return what each watched value is when all other watched values are the references.
+
+    ONNX Runtime runs the graph as it is written: its integer kernels saturate on some processors.
+
+    Args:
+        model: An ONNX model; not changed.
+        watched: Values of it. One that a DequantizeLinear gives is cut before that, so that integers go on.
+        feeds: The model's inputs by name.
+        references: What the framework gave for each watched value, in real units.
+
+    Raises:
+        ConversionError: ONNX Runtime can't load or run the model.
+
+    Example:
+        >>> graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y, float[2] z) { y = Relu(x) z = Neg(y) }")
+        >>> x, y, z = (np.array(v, np.float32) for v in ([-1, 2], [5, 5], [7, 7]))
+        >>> [v.tolist() for v in run_locally(onnx.helper.make_model(graph), ["y", "z"], {"x": x}, [y, z])]
+        [[0.0, 2.0], [-5.0, -5.0]]
+    """
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    graph = cut.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    places = [_Place(name, makers, weights) for name in watched]
+    given = dict(feeds)
+    del graph.output[:], graph.value_info[:]  # shapes that were recorded may be of another batch
+    for place, reference in zip(places, references, strict=True):
+        if place.value in makers and place.fed not in given:
+            given[place.fed] = place.stored(reference)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(given[place.fed].dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(place.fed, kind, reference.shape))
+            graph.output.append(onnx.helper.make_tensor_value_info(place.value, kind, None))
+    fed = {place.value: place.fed for place in places if place.fed in given}
+    for node in graph.node:
+        node.input[:] = [fed.get(name, name) for name in node.input]
+    found = _run(cut, given)
+    return [
+        place.real(found[place.value]) if place.value in found else reference
+        for place, reference in zip(places, references, strict=True)
+    ]
+
+
+class _Place:
+    """Where a watched value is cut, and what its integers stand for.
+
+    Attributes:
+        value: The value of the graph that is replaced.
+        fed: The name of the input that replaces it.
+    """
+
+    def __init__(self, name: str, makers: Mapping[str, Any], weights: Mapping[str, onnx.TensorProto]) -> None:
+        self._scale: NDArray[Any] | None = None
+        self._zero = np.zeros((), np.int8)
+        while (node := makers.get(name)) is not None and node.op_type == "Identity":
+            name = node.input[0]
+        if node is not None and node.op_type == "DequantizeLinear" and set(node.input[1:]) <= set(weights):
+            self._scale = onnx.numpy_helper.to_array(weights[node.input[1]])
+            self._zero = onnx.numpy_helper.to_array(weights[node.input[2]])
+            name = node.input[0]
+        self.value, self.fed = name, f"{name}/reference"
+
+    def stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return real values as the graph holds them."""
+        if self._scale is None:
+            return values
+        numbers: NDArray[Any] = np.rint(values.astype(np.float64) / self._scale) + self._zero
+        return numbers.astype(self._zero.dtype, copy=False)
+
+    def real(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values of the graph in real units."""
+        if self._scale is None:
+            return values
+        real: NDArray[Any] = ((values.astype(np.int64) - self._zero.astype(np.int64)) * self._scale).astype(np.float32)
+        return real
+
+
+def _run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    names = [output.name for output in model.graph.output]
+    try:
+        session, _ = open_session(model.SerializeToString(), "cpu", "the converted model", optimized=False)
+    except ModelError as error:
+        raise ConversionError(f"the conversion gave a model that does not load: {error}") from error
+    try:
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
+        raise ConversionError(f"the conversion gave a model that ONNX Runtime can't run: {reason_of(error)}") from error

@@ -1,0 +1,103 @@
+"""Convert live Keras models that run on torch, jax or NumPy: as a file, in a process where Keras runs on TensorFlow.
+
+A `.keras` file means the same on every backend, so it takes the way that is proven layer by layer. What the model gives
+here, on its own backend, is compared with what the ONNX file gives.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.verification import distance
+from onnxfeat.errors import ConversionError, OnnxfeatError
+from onnxfeat.findings import Conversion
+from onnxfeat.graph.reading import read_graph
+from onnxfeat.recipes import InputRecipe
+from onnxfeat.references import KEY, Reference
+from onnxfeat.running.runtime import open_session
+
+
+def other_backend_of(model: Any) -> str | None:
+    """Return the backend that a live model runs on where that is not TensorFlow, else None."""
+    keras = sys.modules.get("keras")
+    if keras is None or not hasattr(keras, "backend") or not isinstance(model, getattr(keras, "Model", ())):
+        return None
+    backend: str = keras.backend.backend()
+    return None if backend == "tensorflow" else backend
+
+
+def convert_elsewhere(model: Any, backend: str, path: Path, options: Mapping[str, Any]) -> tuple[Conversion, str]:
+    """Convert a live model in another process; return the record, and a sentence on its own backend.
+
+    Args:
+        model: The live model.
+        backend: What it runs on.
+        path: Where to write.
+        options: The options of `convert_keras`.
+
+    Raises:
+        OnnxfeatError: What the other process raised.
+        ConversionError: The model can't be saved, or that process ended otherwise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        saved, request, answer = (Path(folder) / name for name in ("model.keras", "request", "answer"))
+        try:
+            model.save(saved)
+        except Exception as error:  # whatever a layer's configuration raises
+            raise ConversionError(
+                f"the model runs on {backend} and can't be saved to be converted with TensorFlow: {reason_of(error)}"
+            ) from error
+        request.write_bytes(pickle.dumps((saved, path, dict(options))))
+        done = subprocess.run(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-m", "onnxfeat.converter", str(request), str(answer)],
+            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not answer.exists():
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise ConversionError(
+                f"the process that converts with TensorFlow ended with code {done.returncode}: {last}"
+            )
+        result = pickle.loads(answer.read_bytes())  # noqa: S301  # written by our own process into our own folder
+    if isinstance(result, OnnxfeatError):
+        raise result
+    conversion: Conversion = result
+    return conversion, _against_own_backend(model, backend, conversion)
+
+
+def _against_own_backend(model: Any, backend: str, conversion: Conversion) -> str:
+    """Return a sentence on how far the file's outputs are from what the model gives on its own backend."""
+    import keras
+
+    graph = read_graph(conversion.path)
+    entry = next(entry for entry in graph.model.metadata_props if entry.key == KEY)
+    recipes = Reference.from_text(entry.value, str(conversion.path)).inputs
+    session, _ = open_session(conversion.path, "cpu", conversion.path.name)
+    actual = session.run(None, {recipe.name: recipe.values() for recipe in recipes})
+    expected = [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(_run(model, recipes))]
+    worst = max(distance(np.asarray(a), b) for a, b in zip(actual, expected, strict=True))
+    return (
+        f"Keras runs on {backend} here, so the model was saved and converted with TensorFlow; its outputs on {backend} "
+        f"differ from the file's by {worst:.1e} of their range"
+    )
+
+
+def _run(model: Any, recipes: tuple[InputRecipe, ...]) -> Any:
+    import keras
+
+    feeds = [recipe.values() for recipe in recipes]
+    known = getattr(model, "inputs", None) and not isinstance(model, keras.Sequential)
+    given = keras.tree.pack_sequence_as(model.input, feeds) if known else feeds[0] if len(feeds) == 1 else feeds
+    return model(given, training=False)

@@ -1,0 +1,210 @@
+"""Resize pictures to the pixel as Pillow and as Keras do, with or without keeping their aspect ratio."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from onnxfeat.errors import PictureError
+from onnxfeat.preprocessing import Interpolation, Preprocessing, Resampling
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+Box = tuple[int, int, int, int]
+"""Part of a picture: its first row and column, its height and width."""
+
+_STEPS = 1024  # between two pixels; TensorFlow rounds to them where it looks up bicubic weights
+
+
+def resized(image: Image.Image, size: Size, preprocessing: Preprocessing) -> NDArray[Any]:
+    """Return a picture's values 0..255 at another size, as `resampling`, `interpolation`, `aspect` and `fill` say.
+
+    Args:
+        image: Picture of mode `L` or `RGB`; never changed.
+        size: Height and width wanted.
+        preprocessing: How to resize.
+
+    Returns:
+        Array of shape (height, width, channels): `uint8` where all values are levels, as from Pillow, else float32.
+
+    Raises:
+        PictureError: Padded to the aspect ratio, the picture would be larger than a picture file may be.
+
+    Example:
+        >>> column = Image.fromarray(np.array([[0], [100]], dtype=np.uint8))
+        >>> resized(column, (4, 1), Preprocessing(color="gray", resampling="keras")).ravel().tolist()
+        [0.0, 25.0, 75.0, 100.0]
+    """
+    given = (image.height, image.width)
+    resize = _by_pillow if preprocessing.resampling == "pillow" else _by_keras
+    if given == size:
+        return _values(image)
+    if preprocessing.aspect == "crop":
+        return resize(image, size, preprocessing.interpolation, crop_box(given, size, preprocessing.resampling))
+    if preprocessing.aspect == "pad":
+        top, left = pad_margins(given, size)
+        padded = (given[0] + 2 * top, given[1] + 2 * left)
+        problem = f"{given[0]} x {given[1]} padded to the aspect ratio is too large to be resized safely"
+        refuse_bomb(padded, problem, "set aspect to 'letterbox', which resizes before it pads, or to 'crop'")
+        framed = _framed(_values(image), padded, (top, left), preprocessing.fill)
+        return resize(framed, size, preprocessing.interpolation, (0, 0, *padded))
+    if preprocessing.aspect == "letterbox":
+        top, left, height, width = letterbox(given, size)
+        inner = resize(image, (height, width), preprocessing.interpolation, (0, 0, *given))
+        return _framed(inner, size, (top, left), preprocessing.fill)
+    return resize(image, size, preprocessing.interpolation, (0, 0, *given))
+
+
+def crop_box(given: Size, size: Size, resampling: Resampling) -> Box:
+    """Return the largest box in the middle of a picture that has the aspect ratio of `size`, at least a pixel.
+
+    `pillow` computes in whole numbers, as `keras.utils.load_img` with `keep_aspect_ratio`; `keras` in float32, as
+    `keras.layers.Resizing` with `crop_to_aspect_ratio`.
+
+    Example:
+        >>> crop_box((300, 451), (64, 64), "pillow")
+        (0, 75, 300, 300)
+    """
+    (height, width), (tall, wide) = given, size
+    if resampling == "pillow":
+        crop_height, crop_width = width * tall // wide, height * wide // tall
+    else:
+        crop_height, crop_width = _quotient(width * tall, wide), _quotient(height * wide, tall)
+    crop_height, crop_width = max(min(height, crop_height), 1), max(min(width, crop_width), 1)
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def pad_margins(given: Size, size: Size) -> Size:
+    """Return how many rows to put above and below a picture, and columns on both sides, for the aspect ratio of `size`.
+
+    As `keras.layers.Resizing` with `pad_to_aspect_ratio`: of an odd number the last row or column is left out.
+
+    Example:
+        >>> pad_margins((300, 451), (64, 64))
+        (75, 0)
+    """
+    (height, width), (tall, wide) = given, size
+    rows = max(height, _quotient(width * tall, wide)) - height
+    columns = max(width, _quotient(height * wide, tall)) - width
+    return rows // 2, columns // 2
+
+
+def letterbox(given: Size, size: Size) -> Box:
+    """Return the box of `size` that a picture fills when it is made as large as fits; at least a pixel.
+
+    As `tf.image.resize_with_pad`, in float32, whose rounding may cost a row or column.
+
+    Example:
+        >>> letterbox((300, 451), (64, 64))
+        (10, 0, 42, 64)
+    """
+    sides, wanted = np.asarray(given, dtype=np.float32), np.asarray(size, dtype=np.float32)
+    exact = sides / (sides / wanted).max()
+    height, width = (max(int(side), 1) for side in np.floor(exact))
+    top, left = (max(int(margin), 0) for margin in np.floor((wanted - exact) / 2))
+    return top, left, height, width
+
+
+def _quotient(product: int, divisor: int) -> int:
+    """Return the whole part of a quotient of float32, as TensorFlow computes it."""
+    return int(np.float32(product) / np.float32(divisor))
+
+
+def refuse_bomb(sides: Sequence[int], problem: str, advice: str) -> None:
+    """Raise a `PictureError` for a picture of more pixels than Pillow takes of a picture file."""
+    pixels, most = math.prod(sides), Image.MAX_IMAGE_PIXELS or sys.maxsize
+    if pixels > most:
+        raise PictureError(f"{problem} ({pixels:,} pixels, at most {most:,}): {advice}")
+
+
+def _values(picture: Image.Image | NDArray[Any]) -> NDArray[Any]:
+    """Return a picture's values, shape (height, width, channels)."""
+    values = np.asarray(picture)
+    return values[..., None] if values.ndim == 2 else values
+
+
+def _framed(values: NDArray[Any], size: Size, corner: Size, fill: float) -> NDArray[Any]:
+    """Return the values in a larger array, from `corner` (row, column) on, and `fill` around them."""
+    dtype = values.dtype if fill.is_integer() else np.float32
+    framed = np.full((*size, values.shape[2]), fill, dtype=dtype)
+    (top, left), (height, width) = corner, values.shape[:2]
+    framed[top : top + height, left : left + width] = values
+    return framed
+
+
+def _by_pillow(
+    picture: Image.Image | NDArray[np.uint8], size: Size, interpolation: Interpolation, box: Box
+) -> NDArray[np.uint8]:
+    """Resize a part of a picture as `PIL.Image.resize` does, whose filters also see what lies around the part."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+    top, left, height, width = box
+    edges = (left, top, left + width, top + height)
+    return _values(picture.resize(size[::-1], Image.Resampling[interpolation.upper()], box=edges))
+
+
+def _by_keras(picture: Image.Image | NDArray[Any], size: Size, interpolation: Interpolation, box: Box) -> NDArray[Any]:
+    """Resize a part of a picture as `tf.image.resize` does without antialiasing; nearest neighbors keep their type."""
+    top, left, height, width = box
+    pixels = _values(picture)[top : top + height, left : left + width]
+    if interpolation == "nearest":
+        rows, columns = (_nearest(*sides) for sides in zip((height, width), size, strict=True))
+        found: NDArray[Any] = pixels[rows[:, None], columns]
+        return found
+    taps = _linear if interpolation == "bilinear" else _cubic
+    (rows, down), (columns, across) = (taps(*sides) for sides in zip((height, width), size, strict=True))
+    values = np.zeros((*size, pixels.shape[2]), dtype=np.float32)
+    # Only the pixels that are used are made float32: a large picture is mostly skipped, as there is no antialiasing.
+    for row, y in zip(rows, down, strict=True):
+        line = np.zeros_like(values)
+        for column, x in zip(columns, across, strict=True):
+            line += pixels[row[:, None], column] * x[:, None]
+        values += line * y[:, None, None]
+    return values
+
+
+def _positions(length: int, wanted: int) -> NDArray[np.float32]:
+    """Return where the centers of `wanted` pixels lie among `length`, the first of which has its center at 0.5.
+
+    TensorFlow computes in float32 (`HalfPixelScaler` in image_resizer_state.h), and so does this to round alike.
+    """
+    step = np.float32(length) / np.float32(wanted)
+    return (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * step
+
+
+def _nearest(length: int, wanted: int) -> NDArray[np.int64]:
+    """Return the pixel that each of `wanted` pixels is a copy of."""
+    return np.minimum(np.floor(_positions(length, wanted)).astype(np.int64), length - 1)
+
+
+def _linear(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return two pixels and their weights for each of `wanted` pixels, both of shape (2, wanted)."""
+    place = _positions(length, wanted) - np.float32(0.5)
+    before = np.floor(place)
+    share = place - before
+    pixels = np.stack([before, before + 1]).astype(np.int64).clip(0, length - 1)
+    return pixels, np.stack([1 - share, share])
+
+
+def _cubic(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return four pixels and their weights for each of `wanted` pixels, both of shape (4, wanted).
+
+    Keys's cubic with a = -0.5; pixels outside the picture weigh nothing, and the others as much more
+    (`GetWeightsAndIndices` in TensorFlow's resize_bicubic_op.cc).
+    """
+    place = _positions(length, wanted) - np.float32(0.5)
+    before = np.floor(place)
+    step = np.rint((place - before) * np.float32(_STEPS))
+    pixels = before.astype(np.int64) + np.arange(-1, 3)[:, None]
+    distances = np.stack([_STEPS + step, step, _STEPS - step, 2 * _STEPS - step]) / np.float32(_STEPS)
+    near = (np.float32(1.5) * distances - np.float32(2.5)) * distances**2 + 1
+    far = ((np.float32(-0.5) * distances + np.float32(2.5)) * distances - 4) * distances + 2
+    weights = np.where(distances <= 1, near, far) * ((pixels >= 0) & (pixels < length))
+    return pixels.clip(0, length - 1), (weights / weights.sum(axis=0)).astype(np.float32)
