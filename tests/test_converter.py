@@ -1099,14 +1099,6 @@ def test_a_missing_package_is_an_instruction(
         convert_keras(model, target)
 
 
-def test_another_backend_is_refused(keras: Any, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(
-        ConversionError, match=r"Keras runs on jax in this process, .*set KERAS_BACKEND=tensorflow before"
-    ):
-        convert_keras(sequential(keras), target)
-
-
 @pytest.fixture
 def after_tf2onnx(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[onnx.ModelProto], None]], None]:
     """Let a function change, or fail, what tf2onnx gives."""

@@ -505,6 +505,8 @@ def test_a_live_model_on_another_backend_is_converted(tmp_path: Path, backend: s
         model = keras.Model(picture, layers.Dense(3)(layers.Flatten()(layers.Conv2D(4, 3, name="conv")(picture))))
         found = convert_keras(model, "model.onnx", preprocessing="tf")
         print([layer.name for layer in found.layer_map][0], found.worst.error < 1e-5, found.notes)
+        model.save("model.keras")
+        print(convert_keras("model.keras", "file.onnx", preprocessing="tf").notes)
         try:
             convert_keras(model, "model.onnx")
         except OutputError as error:
@@ -514,10 +516,11 @@ def test_a_live_model_on_another_backend_is_converted(tmp_path: Path, backend: s
         [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first.startswith("conv True")
     assert f"Keras runs on {backend} here, so the model was saved and converted with TensorFlow" in first
-    assert "exists already" in second
+    assert f"Keras runs on {backend} here, so the file was converted in a process with TensorFlow" in second
+    assert "exists already" in third
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxfeat.converter.transposes import View, without_transposes
 
 Array = NDArray[Any]
-INITIALIZERS = {
+INITIALIZERS: dict[str, Array] = {
     "channel": np.arange(1, 4, dtype=np.float32),
     "row": np.arange(1, 6, dtype=np.float32).reshape(5, 1),
     "scalar": np.array(2, np.float32),

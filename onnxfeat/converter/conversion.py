@@ -17,7 +17,7 @@ from onnxfeat.converter.cleaning import without_watchers
 from onnxfeat.converter.half_weights import with_half_weights
 from onnxfeat.converter.keras_files import SUFFIXES, import_keras, load_keras_file
 from onnxfeat.converter.keras_models import KerasModel
-from onnxfeat.converter.other_backends import convert_elsewhere, other_backend_of
+from onnxfeat.converter.other_backends import convert_elsewhere, other_backend
 from onnxfeat.converter.preparation import input_layout, notes_on, preprocessing_of
 from onnxfeat.converter.sources import Source
 from onnxfeat.converter.verification import (
@@ -103,7 +103,7 @@ def convert_keras(
     target = Path(path)
     refuse_existing(target, overwrite)
     _refuse_options(weights, batch)
-    backend = other_backend_of(model)
+    backend = other_backend()
     if backend is not None:
         tell(f"converting in a process of its own, as Keras runs on {backend} here")
         options = {
@@ -113,6 +113,7 @@ def convert_keras(
             "weights": weights,
             "batch": batch,
             "input_shapes": input_shapes,
+            "signature": signature,
             "output_names": tuple(output_names),
             "custom_objects": custom_objects,
             "unsafe": unsafe,

@@ -1,7 +1,7 @@
-"""Convert live Keras models that run on torch, jax or NumPy: as a file, in a process where Keras runs on TensorFlow.
+"""Convert where Keras runs on torch, jax or NumPy: in a process of its own, in which it runs on TensorFlow.
 
-A `.keras` file means the same on every backend, so it takes the way that is proven layer by layer. What the model gives
-here, on its own backend, is compared with what the ONNX file gives.
+A `.keras` file means the same on every backend, so a live model is saved and takes the way that is proven layer by
+layer. What it gives here, on its own backend, is compared with what the ONNX file gives.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from onnxfeat.references import KEY, Reference
 from onnxfeat.running.runtime import open_session
 
 
-def other_backend_of(model: Any) -> str | None:
-    """Return the backend that a live model runs on where that is not TensorFlow, else None."""
+def other_backend() -> str | None:
+    """Return the backend that Keras runs on in this process where that is not TensorFlow, else None."""
     keras = sys.modules.get("keras")
-    if keras is None or not hasattr(keras, "backend") or not isinstance(model, getattr(keras, "Model", ())):
+    if keras is None or not hasattr(keras, "backend"):
         return None
     backend: str = keras.backend.backend()
     return None if backend == "tensorflow" else backend
 
 
 def convert_elsewhere(model: Any, backend: str, path: Path, options: Mapping[str, Any]) -> tuple[Conversion, str]:
-    """Convert a live model in another process; return the record, and a sentence on its own backend.
+    """Convert a model in another process; return the record, and a sentence on its own backend.
 
     Args:
-        model: The live model.
+        model: A live model, or the path of a file.
         backend: What it runs on.
         path: Where to write.
         options: The options of `convert_keras`.
@@ -51,8 +51,11 @@ def convert_elsewhere(model: Any, backend: str, path: Path, options: Mapping[str
     """
     with tempfile.TemporaryDirectory() as folder:
         saved, request, answer = (Path(folder) / name for name in ("model.keras", "request", "answer"))
+        is_file = isinstance(model, str | Path)
         try:
-            model.save(saved)
+            saved = Path(model).absolute() if is_file else _saved(model, saved)
+        except OnnxfeatError:
+            raise
         except Exception as error:  # whatever a layer's configuration raises
             raise ConversionError(
                 f"the model runs on {backend} and can't be saved to be converted with TensorFlow: {reason_of(error)}"
@@ -74,7 +77,18 @@ def convert_elsewhere(model: Any, backend: str, path: Path, options: Mapping[str
     if isinstance(result, OnnxfeatError):
         raise result
     conversion: Conversion = result
+    if is_file:
+        return conversion, f"Keras runs on {backend} here, so the file was converted in a process with TensorFlow"
     return conversion, _against_own_backend(model, backend, conversion)
+
+
+def _saved(model: Any, path: Path) -> Path:
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise ConversionError(f"{type(model).__name__} is not a Keras model: pass a keras.Model or a path")
+    model.save(path)
+    return path
 
 
 def _against_own_backend(model: Any, backend: str, conversion: Conversion) -> str:
