@@ -242,11 +242,17 @@ class LayerAgreement:
         name: The layer.
         error: Largest absolute difference, relative to the range (largest minus smallest value) of Keras's output.
         noise: The same figure for Keras against itself when each layer's output moves by a few units in the last place.
+        local: The error on the very inputs that the layer had in Keras, so that it inherits none; None where the error
+            is so small that nobody asks.
+        local_noise: How far the layer moves when those inputs, and then its output, move by a few units in the last
+            place.
     """
 
     name: str
     error: float
     noise: float
+    local: float | None = None
+    local_noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

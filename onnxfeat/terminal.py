@@ -69,6 +69,13 @@ def outcome(conversion: Conversion) -> Iterator[str]:
     vague = [layer.name for layer in conversion.layer_map if layer.status == "ambiguous"]
     if vague:
         yield f"note: {len(vague)} layers are flat on the reference input, which proves little: {few(vague)}"
+    alone = [layer for layer in conversion.layers if layer.local is not None]
+    if alone:
+        most = max(alone, key=lambda layer: layer.local or 0.0)
+        yield (
+            f"{len(alone)} layers inherit rounding, and were compared on their own inputs too: largest error "
+            f"{most.local:.1e}, in {most.name}"
+        )
     worst = conversion.worst
     yield (
         f"{len(conversion.layers)} layers and outputs compared with {conversion.computed_by}, "

@@ -754,6 +754,7 @@ def test_every_stage_is_told(keras: Any, tmp_path: Path) -> None:
         "computing every layer in Keras, and its rounding noise",
         "comparing every layer",
         "writing the file",
+        "loading and running the file",
     ]
 
 

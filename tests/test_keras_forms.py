@@ -489,6 +489,107 @@ def test_an_operator_that_onnx_lacks_is_told_with_the_layer(keras: Any, tmp_path
     assert not (tmp_path / "model.onnx").exists()
 
 
+# What tf2onnx, TensorFlow or Keras get wrong or refuse.
+
+
+def converted_like_keras(model: Any, folder: Path) -> None:
+    """Convert a model of one input; compare its output with Keras's own on another input than the conversion did."""
+    conversion = convert(randomize(model), folder)
+    shape = [side or (9 if axis else 2) for axis, side in enumerate(model.inputs[0].shape)]
+    array = np.random.default_rng(8).normal(size=shape).astype(np.float32)
+    found = run(conversion.path, {onnx.load(conversion.path).graph.input[0].name: array})
+    [output] = [value for name, value in found.items() if name.startswith("output")]
+    assert_close(output, model(array, training=False).numpy())
+
+
+def test_a_convolution_of_volumes_may_have_groups(keras: Any, tmp_path: Path) -> None:
+    volume = keras.Input((6, 6, 6, 4))
+    converted_like_keras(keras.Model(volume, keras.layers.Conv3D(6, 2, groups=2)(volume)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1, "strides": 2, "padding": "same"},
+        {"kernel_size": 1, "strides": 3, "padding": "same"},
+        {"kernel_size": 2, "strides": 3, "padding": "valid"},
+        {"kernel_size": 3, "strides": 3, "padding": "valid", "output_padding": 2},
+        {"kernel_size": (1, 4), "strides": (2, 2), "padding": "same"},
+    ],
+)
+def test_a_transposed_convolution_may_give_more_than_its_kernels_reach(
+    keras: Any, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    picture = keras.Input((5, 6, 2))
+    converted_like_keras(keras.Model(picture, keras.layers.Conv2DTranspose(3, **options)(picture)), tmp_path)
+
+
+def test_dilation_along_an_axis_of_any_length_is_converted(keras: Any, tmp_path: Path) -> None:
+    row = keras.Input((None, 2))
+    model = keras.Model(row, keras.layers.Conv1D(3, 2, dilation_rate=2, padding="same")(row))
+    converted_like_keras(model, tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["celu", "gelu", "elu", "selu", "mish", "hard_silu"])
+def test_activations_are_converted(keras: Any, tmp_path: Path, activation: str) -> None:
+    picture = keras.Input((5, 6, 2))
+    converted_like_keras(
+        keras, keras.Model(picture, keras.layers.Conv2D(3, 2, activation=activation)(picture)), tmp_path
+    )
+
+
+@pytest.mark.parametrize("name", ["my conv", "größe", "层", "it's", 'a "b"', "c#1", "back\\slash", "__", "x" * 200])
+def test_any_name_that_keras_takes_is_kept(keras: Any, tmp_path: Path, name: str) -> None:
+    picture = keras.Input((8, 9, 3), name=f"{name} in")
+    model = keras.Model(picture, keras.layers.Conv2D(2, 3, name=name)(picture), name=f"net {name}")
+    conversion = convert(model, tmp_path)
+    assert [layer.name for layer in conversion.layer_map] == [name]
+    assert (model.layers[-1].name, model.name) == (name, f"net {name}")
+    assert onnx.load(conversion.path).graph.input[0].name == f"{name} in"
+    assert [layer.name for layer in list_layers(conversion.path)] == [name]
+
+
+def test_a_layer_that_turns_the_input_says_so(keras: Any, tmp_path: Path) -> None:
+    picture = keras.Input((7, 4, 3))
+    (permute,) = convert(keras.Model(picture, keras.layers.Permute((2, 1, 3))(picture)), tmp_path).absent
+    assert permute.reason == "it passes an input of the model on, its axes in another order"
+
+
+def test_a_bicubic_resize_that_tensorflow_rounds_is_refused_with_the_reason(keras: Any, tmp_path: Path) -> None:
+    picture = keras.Input((10, 8, 5))
+    model = keras.Model(picture, keras.layers.UpSampling2D(3, interpolation="bicubic", name="up")(picture))
+    with pytest.raises(ConversionError, match=r"layer 'up' .*bicubic interpolation, .*a table of 1024.*use bilinear"):
+        convert(model, tmp_path)
+
+
+def test_a_resize_that_needs_a_size_gets_the_way_out(keras: Any, tmp_path: Path) -> None:
+    picture = keras.Input((None, None, 3))
+    model = keras.Model(picture, keras.layers.UpSampling2D(2, interpolation="bilinear", name="up")(picture))
+    with pytest.raises(ConversionError, match=r"or give its inputs a size: --input-shape 224x224x3"):
+        convert(model, tmp_path)
+    assert [x.status for x in convert(model, tmp_path, input_shapes=(None, 8, 8, 3)).layer_map] == ["exact"]
+
+
+def test_check_takes_the_input_that_the_layers_see(keras: Any, tmp_path: Path) -> None:
+    unused, used = keras.Input((6, 3)), keras.Input((6, 3))
+    conversion = convert(keras.Model([unused, used], keras.layers.Conv1D(2, 3, name="conv")(used)), tmp_path)
+    assert check(conversion.path, provider="cpu").passed
+
+
+def test_layers_that_inherit_rounding_are_compared_on_their_own_inputs(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    picture = keras.Input((9, 8, 3))
+    x = layers.Conv2D(2, 3, name="conv")(picture)
+    x = layers.Rescaling(1.0, offset=1000.0, name="far")(x)  # only the last digits still tell the cells apart
+    x = layers.Rescaling(1.0, offset=-1000.0, name="back")(x)
+    conversion = convert(randomize(keras.Model(picture, x)), tmp_path)
+    found = {layer.name: layer for layer in conversion.layers}
+    assert found["conv"].local is None
+    if found["back"].error > 1e-5:
+        assert found["back"].local is not None
+        assert found["back"].local < 1e-5
+
+
 # Other backends.
 
 

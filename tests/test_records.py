@@ -189,7 +189,7 @@ def test_a_conversion_names_its_worst_layer() -> None:
         ("c", "absent", "why"),
         ("a", "exact", ""),
     ]
-    assert data["layers"][0] == {"name": "a", "error": 1e-7, "noise": 1e-8}
+    assert data["layers"][0] == {"name": "a", "error": 1e-7, "noise": 1e-8, "local": None, "local_noise": None}
     assert "seconds" not in data  # the same conversion gives the same document
 
 

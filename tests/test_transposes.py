@@ -121,6 +121,7 @@ BACK = "y = Transpose <perm = [0, 3, 1, 2]> (b)"
         "b = Pad(t, pads)",
         "b = Slice(t, starts, ends, axes)",
         "b = ReduceMean <axes = [1, 2]> (t)",
+        "a = Unsqueeze(t, first) b = Squeeze(a, first)",
         "b = ReduceMax <axes = [-1], keepdims = 1> (t)",
         "b = ReduceSum <keepdims = 1> (t, spatial)",
         'b = Resize <mode = "nearest"> (t, , scales)',

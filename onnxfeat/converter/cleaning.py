@@ -63,7 +63,7 @@ def without_watchers(
                 kind=call.kind,
                 value=value if value in kept else None,
                 layout=_layout_before(call, view),
-                reason="" if value in kept else _why_absent(turned, view.value, call),
+                reason="" if value in kept else _why_absent(turned, view, call),
             )
         )
     return converted, layer_map
@@ -80,10 +80,12 @@ def _state_shapes(graph: onnx.GraphProto, inputs: Sequence[InputSpec]) -> None:
                 axis.dim_value = side
 
 
-def _why_absent(model: onnx.ModelProto, value: str, call: Call) -> str:
+def _why_absent(model: onnx.ModelProto, view: View, call: Call) -> str:
     """Return why the graph that is kept has no value that is a layer's output."""
+    value = view.value
     if value in {x.name for x in model.graph.input}:
-        return "it passes an input of the model on"
+        turned = "" if view.order is None else ", its axes in another order"
+        return f"it passes an input of the model on{turned}"
     if value in {x.name for x in model.graph.initializer}:
         return "it gives a constant"
     if "Padding" in call.layer_class or call.layer_class == "Pad":

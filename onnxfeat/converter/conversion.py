@@ -21,11 +21,13 @@ from onnxfeat.converter.other_backends import convert_elsewhere, other_backend
 from onnxfeat.converter.preparation import input_layout, notes_on, preprocessing_of
 from onnxfeat.converter.sources import Source
 from onnxfeat.converter.verification import (
+    bicubic_layers,
     expected_of,
     layer_references,
     measure,
     output_references,
     refuse_disagreement,
+    run_file,
 )
 from onnxfeat.errors import ConversionError
 from onnxfeat.files import refuse_existing, sha256_of, whole_file
@@ -143,7 +145,7 @@ def convert_keras(
     expected = expected_of(source, spec)
     tell("comparing every layer")
     agreements = measure(converted, source, layer_map, names, expected)
-    refuse_disagreement(agreements, source.computed_by)
+    refuse_disagreement(agreements, source.computed_by, bicubic_layers(converted, layer_map))
     notes = [*source.notes, *notes_on(source, spec, preprocessing)]
     if weights == "float16":
         converted = with_half_weights(converted)
@@ -176,6 +178,8 @@ def convert_keras(
     tell("writing the file")
     with whole_file(target, overwrite=overwrite) as temporary:
         temporary.write_bytes(converted.SerializeToString(deterministic=True))
+        tell("loading and running the file")
+        run_file(temporary, expected)
     return Conversion(
         path=target,
         layers=tuple(agreements),
@@ -205,6 +209,7 @@ def load_source(
     if not isinstance(model, str | Path):
         return KerasModel(model, input_shapes=input_shapes, batch=batch)
     path = Path(model)
+    path = path.parent if path.name == "saved_model.pb" else path
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and not path.is_dir():
         loaded = load_keras_file(path, custom_objects=custom_objects, unsafe=unsafe)

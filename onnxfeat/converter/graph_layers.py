@@ -3,10 +3,13 @@
 Keras writes each operator of a layer under the layer's path: `model/block_1/conv/Conv2D`, `model/block_1/conv/BiasAdd`.
 A layer is all operators of its scope, and its output is what others read of it. Which scopes are layers is known
 surely where the file holds Keras's own list of them (Keras 2), and else from the variables that the operators read,
-as these bear their layer's path too (`block_1/conv/kernel`). That also mends the scopes of Keras 3, which number each
-opening of a scope: the layers `conv2d` and `conv2d_1` are `conv2d_1` and `conv2d_1_2` there. A scope without variables
-is a layer if it stands beside layers, unless several scopes in it hold operators that only layers have. A conv, pool,
-activation or normalization in no such scope, as in files that know no scopes, is a layer of its own.
+as these bear their layer's path too (`block_1/conv/kernel`). A scope without variables is a layer if it stands beside
+layers, unless several scopes in it hold operators that only layers have. A conv, pool, activation or normalization in
+no such scope, as in files that know no scopes, is a layer of its own.
+
+Keras 3 opens a layer's scope twice, to build it and to call it, and TensorFlow numbers what was there: the layers
+`conv2d` and `conv2d_1` are `conv2d_1` and `conv2d_1_2`. So there a layer's scope bears a number although nothing stands
+in the scope without it, which tells layers from the scopes that TensorFlow's functions open (`moments`, `moments_1`).
 
 A layer's class is known from Keras's list; else it is the one whose default name the layer bears (`conv2d_1`, unless
 the user called something else so); else it is the operator that does the work, such as `Conv2D`.
@@ -43,6 +46,7 @@ _CALLS = re.compile(r"(Stateful|Stateless)?PartitionedCall(_\d+)?")
 _NUMBER = re.compile(r"_\d+$")
 _NUMBERS = re.compile(r"(_\d+)+$")
 _READ = re.compile(r"ReadVariableOp(_\d+)?$")
+_LOOP = re.compile(r"TimeDistributed|GRU|.*LSTM.*|.*RNN")  # what they call again and again is no layer of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +56,12 @@ class GraphLayer:
     Attributes:
         call: The call.
         tensor: Name of its output in the graph, such as `model/conv2d/Relu:0`.
+        operators: Names of its operators.
     """
 
     call: Call
     tensor: str
+    operators: tuple[str, ...]
 
 
 def find_layers(
@@ -77,7 +83,7 @@ def find_layers(
         variables: Name of an operator that gives a variable's value to the variable's name, such as `conv2d/kernel`.
         known: Path of each layer to its Keras class, where the file tells; else empty.
         classes: Name that Keras gives a layer by default, without a number, to the layer's class.
-        numbered: Whether each scope bears one number more than its layer, as Keras 3 writes them.
+        numbered: Whether Keras 3 wrote the scopes: each bears one number more than its layer.
     """
     return _Search(graph, inputs, order, variables, known, classes, numbered).layers()
 
@@ -93,6 +99,10 @@ def scope_of(name: str) -> Scope:
     if parts[0] == "Func":  # what inlining adds
         return ()
     return tuple(part for part in parts[:-1] if not _CALLS.fullmatch(part))
+
+
+def _path(name: str) -> Scope:
+    return (*scope_of(name), name.rpartition("/")[2])
 
 
 def aligned(scope: Scope, path: Scope) -> tuple[int, int]:
@@ -143,11 +153,16 @@ class _Search:
         self.aligned: dict[Scope, Counter[str]] = defaultdict(Counter)  # variables by the scope that they name
         self.read: list[tuple[Scope, str]] = []  # each reading of a variable, and the scope that it stands in
         self.reads: dict[Scope, Counter[str]] = defaultdict(Counter)  # how often a layer reads each variable
+        self.paths = {path[:end] for path in map(_path, self.kinds) for end in range(1, len(path) + 1)}
+        self.inside: dict[Scope, set[Scope]] = defaultdict(set)  # the scopes right inside each one
+        for scope in {path[:-1] for path in self.paths if len(path) > 1}:
+            self.inside[scope[:-1]].add(scope)
         # Where operators that are a layer's main one stand, or that use a variable.
         self.marks = [scope_of(name) for name, kind in self.kinds.items() if kind is not None]
         self._read_variables(graph.get_operations())
         self.containers = {found[:end] for found in self.found for end in range(len(found))} | {()}
         self._open_shared_scopes()
+        self._open_model()
 
     def layers(self) -> list[GraphLayer]:
         """Return all layers, in order."""
@@ -163,16 +178,18 @@ class _Search:
         composite = {scope[:end] for scope in groups for end in range(len(scope))}
         leaves = {scope: group for scope, group in groups.items() if scope not in composite}
         inside = {operator.name for group in leaves.values() for operator in group}
-        root = _common_root(leaves)
+        alone = [
+            (_path(operator.name), operator)
+            for operator in self.live
+            if operator.name not in inside and self.kinds[operator.name] is not None
+        ]
+        root = _common_root(leaves or (path for path, _ in alone if self.numbered))
         entries = [
             (self._name(scope, root), scope, members)
             for scope, group in leaves.items()
             for members in self._calls_of(scope, group)
         ]
-        for operator in self.live:
-            if operator.name not in inside and self.kinds[operator.name] is not None:
-                path = (*scope_of(operator.name), operator.name.rpartition("/")[2])
-                entries.append((self._name(path, root), path, [operator]))
+        entries += [(self._name(path, root), path, [operator]) for path, operator in alone]
         return self._described(entries)
 
     def _read_variables(self, operators: Iterable[Any]) -> None:
@@ -209,9 +226,18 @@ class _Search:
         """
         for scope in sorted(self.found):
             totals = Counter(_NUMBER.sub("", name) for name in self.aligned[scope])
-            if max(totals.values(), default=0) > 1 and self._holds_layers(scope):
+            several = self.numbered or max(totals.values(), default=0) > 1
+            if several and self._holds_layers(scope):
                 self.found.remove(scope)
-                self.containers.add(scope)
+                self.containers.update(scope[:end] for end in range(len(scope) + 1))
+
+    def _open_model(self) -> None:
+        """Take the scope that all operators stand in for the model's, which is no layer, unless it tells otherwise."""
+        tops = {scope[0] for operator in self.live if (scope := scope_of(operator.name))}
+        if len(tops) != 1 or (model := (*tops,)) in self.found:
+            return
+        if (self.numbered and not self._default_class(model)) or any(map(self._default_class, self.inside[model])):
+            self.containers.add(model)
 
     def _variable(self, tensor: Any) -> str | None:
         """Return the variable whose value a tensor is."""
@@ -232,7 +258,7 @@ class _Search:
                 return inner[-1]
             child = scope[: len(outer) + 1]
             if not self._holds_layers(child):
-                return child
+                return child if not self.numbered or self._is_call(child) else None
             self.containers.add(child)
 
     def _known_layer(self, scope: Scope) -> tuple[Scope | None, Scope]:
@@ -253,9 +279,21 @@ class _Search:
         return result
 
     def _holds_layers(self, scope: Scope) -> bool:
-        """Whether several scopes right inside this one hold what only layers hold."""
+        """Whether scopes right inside this one are layers, or several hold what only layers hold."""
         depth = len(scope)
+        if self.numbered:
+            loops = _LOOP.fullmatch(self._default_class(scope) or "")
+            return not loops and any(map(self._is_call, self.inside[scope]))
         return len({path[depth] for path in self.marks if len(path) > depth and path[:depth] == scope}) > 1
+
+    def _is_call(self, scope: Scope) -> bool:
+        """Whether Keras 3 opened a scope to call a layer."""
+        built = (*scope[:-1], _NUMBER.sub("", scope[-1]))
+        return built != scope and (built not in self.paths or self._is_call(built))
+
+    def _default_class(self, scope: Scope) -> str | None:
+        """Return the Keras class whose layers have this name by default."""
+        return self.classes.get(_NUMBERS.sub("", scope[-1]))
 
     def _calls_of(self, scope: Scope, group: list[Any]) -> list[list[Any]]:
         """Return a layer's operators, those of each of its calls apart.
@@ -314,7 +352,8 @@ class _Search:
                 kind=kind,
                 layout=layout,
             )
-            layers.append(GraphLayer(call=call, tensor=tensor.name))
+            operators = tuple(operator.name for operator in members)
+            layers.append(GraphLayer(call=call, tensor=tensor.name, operators=operators))
         return layers
 
     def _class_of(self, scope: Scope, name: str) -> str | None:

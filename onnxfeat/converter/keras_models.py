@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,6 +37,9 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     "norm": ("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization"),
 }
 
+
+_SCOPE = r"[A-Za-z0-9.][A-Za-z0-9_.>-]*"  # what tf.name_scope takes at the root
+_TRUE_NAMES: dict[int, str] = {}  # of layers that bear another name while they are traced, by id
 
 _ANY_SIDE = 96  # cells along an open axis, to build a model
 
@@ -89,7 +93,8 @@ class KerasModel(Source):
                 f"{len(self._wide)} layers compute in bfloat16, which ONNX Runtime does not: converted, and compared, "
                 f"in float32",
             )
-        self._signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in flat]
+        # Names of ours: TensorFlow does not take every name that Keras does.
+        self._signature = [tf.TensorSpec(x.shape, x.dtype, name=f"input_{number}") for number, x in enumerate(flat)]
         calls: list[Call] = []
         names: list[str] = []
         spans: list[tuple[int, int]] = []
@@ -106,16 +111,17 @@ class KerasModel(Source):
 
         function = tf.function(run, autograph=False, jit_compile=False)
         try:
-            with _inlined(tf), _computing_in_float32(keras, self._wide):
+            with _inlined(tf), _computing_in_float32(keras, self._wide), _fit_for_scopes(model):
                 self._concrete = function.get_concrete_function(*self._signature)
         except Exception as error:  # whatever a layer raises
+            is_open = any(side is None for spec in flat for side in spec.shape[1:])
+            advice = ", or give its inputs a size: --input-shape 224x224x3" if is_open else ""
             raise ConversionError(
-                f"{self.name} can't be traced: {reason_of(error)}; check that it runs in Keras"
+                f"{self.name} can't be traced: {reason_of(error)}; check that it runs in Keras{advice}"
             ) from error
-        names_of_inputs = [spec.name.split(":")[0] for spec in self._signature]
         self.inputs = tuple(
-            InputSpec(name=name, shape=tuple(spec.shape), dtype=np.dtype(spec.dtype.as_numpy_dtype))
-            for name, spec in zip(names_of_inputs, self._signature, strict=True)
+            InputSpec(name=x.name, shape=tuple(spec.shape), dtype=np.dtype(spec.dtype.as_numpy_dtype))
+            for x, spec in zip(flat, self._signature, strict=True)
         )
         self.output_names, self.calls = tuple(names), tuple(calls)
         operations = self._concrete.graph.get_operations()
@@ -292,6 +298,27 @@ def _inlined(tf: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _fit_for_scopes(model: Any) -> Iterator[None]:
+    """Give layers whose names TensorFlow's scopes refuse (spaces, accents, quotes) other names meanwhile."""
+    unfit = [layer for layer in model._flatten_layers() if not re.fullmatch(_SCOPE, layer.name)]
+    before = [layer.name for layer in unfit]
+    for number, layer in enumerate(unfit):
+        _TRUE_NAMES[id(layer)] = layer.name
+        layer.name = f"layer_{number}"
+    try:
+        yield
+    finally:
+        for layer, name in zip(unfit, before, strict=True):
+            del _TRUE_NAMES[id(layer)]
+            layer.name = name
+
+
+def _true_name(layer: Any) -> str:
+    name: str = layer.name
+    return _TRUE_NAMES.get(id(layer), name)
+
+
+@contextlib.contextmanager
 def _channels_last_convolutions(tf: Any) -> Iterator[None]:
     """Compute convolutions of tensors with the channels first on turned tensors: on a CPU TensorFlow has no others."""
     originals = {name: getattr(tf.nn, name) for name in ("convolution", "conv_transpose")}
@@ -350,7 +377,7 @@ def _recording(keras: Any, records: list[Record], change: Callable[[Any], Any] |
         try:
             output = original(layer, *args, **kwargs)
         finally:
-            path = "/".join(part.name for part in running[1:])
+            path = "/".join(_true_name(part) for part in running[1:])
             running.pop()
             is_leaf = not with_children.pop()
         if is_leaf and running and keras.tree.flatten(output):

@@ -125,7 +125,7 @@ def notes_on(source: Source, preprocessing: Preprocessing | None, asked: object)
 
 
 def recipes_of(source: Source, preprocessing: Preprocessing | None, free_side: int) -> tuple[InputRecipe, ...]:
-    """Return what a model is tried on: levels 0..255 as pictures are prepared, else 0..1; integers 0 and 1.
+    """Return what a model is tried on: levels 0..255 as pictures are prepared, else -1..1; integers 0 and 1.
 
     Args:
         source: The model.
@@ -137,7 +137,8 @@ def recipes_of(source: Source, preprocessing: Preprocessing | None, free_side: i
 
 def _recipe(spec: InputSpec, preprocessing: Preprocessing | None, free_side: int) -> InputRecipe:
     shape = [side or (free_side if axis else 1) for axis, side in enumerate(spec.shape)]
-    low, high = 0.0, 1.0  # integers may be the indices of an embedding, whatever its size
+    # Integers may be the indices of an embedding, whatever its size; real numbers reach both sides of a PReLU.
+    low, high = (0.0 if spec.dtype.kind in "iu" else -1.0), 1.0
     if preprocessing is not None:
         mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
         ends = np.stack([(0 - mean) / std, (255 * preprocessing.scale - mean) / std])

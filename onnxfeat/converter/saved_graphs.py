@@ -35,6 +35,7 @@ def frozen_graph(folder: Path, tags: list[str], inputs: list[str], outputs: list
     try:
         with tf.Graph().as_default() as graph, tf.device("/cpu:0"), v1.Session(graph=graph) as session:
             v1.saved_model.load(session, tags, str(folder), clear_devices=True)
+            _fill_originals(graph, session)
             needed = v1.graph_util.extract_sub_graph(graph.as_graph_def(), [name.split(":")[0] for name in outputs])
             missing = {name.split(":")[0] for name in inputs} - {node.name for node in needed.node}
             for name in sorted(missing):  # an input that nothing reads is an input all the same
@@ -59,6 +60,29 @@ def frozen_graph(folder: Path, tags: list[str], inputs: list[str], outputs: list
     for node in frozen.node:
         node.input[:] = [name for name in node.input if not name.startswith("^")]
     return v1.graph_util.extract_sub_graph(frozen, ends), variables
+
+
+def _fill_originals(graph: Any, session: Any) -> None:
+    """Give variables the values of their copies, where only the copies were loaded.
+
+    So it is where `tf.saved_model.save` met layers of Keras 3: their variables are written as copies of those that the
+    functions read. Loading by objects, as TensorFlow 2 does, knows that they are the same.
+    """
+    import tensorflow as tf
+
+    copies = {}
+    for operator in graph.get_operations():
+        if operator.type == "AssignVariableOp" and operator.inputs[1].op.type == "ReadVariableOp":
+            copy, original = operator.inputs[0], operator.inputs[1].op.inputs[0]
+            if {copy.op.type, original.op.type} == {"VarHandleOp"}:
+                copies[original.op.name] = (original, copy, operator.inputs[1].dtype)
+    known = session.run([tf.raw_ops.VarIsInitializedOp(resource=original) for original, _, _ in copies.values()])
+    filled = [
+        tf.raw_ops.AssignVariableOp(resource=original, value=tf.raw_ops.ReadVariableOp(resource=copy, dtype=dtype))
+        for (original, copy, dtype), is_known in zip(copies.values(), known, strict=True)
+        if not is_known
+    ]
+    session.run(filled)
 
 
 def _inlined(graph_def: Any, kept: Sequence[str]) -> Any:
@@ -135,6 +159,42 @@ def with_own_outputs(graph_def: Any, outputs: Mapping[str, Any]) -> dict[str, st
     return own
 
 
+def in_float32(graph_def: Any) -> Any | None:
+    """Return a frozen graph that computes in float32 where this one does in bfloat16; None if it does not.
+
+    A constant keeps its value, as float32 holds every bfloat16.
+    """
+    import tensorflow as tf
+
+    wide, narrow = tf.float32.as_datatype_enum, tf.bfloat16.as_datatype_enum
+
+    def change(message: Any) -> int:
+        """Change the types in a message, whatever is in it; return how many."""
+        if message.DESCRIPTOR.name == "TensorProto" and message.dtype == narrow:
+            message.CopyFrom(tf.make_tensor_proto(tf.make_ndarray(message).astype("float32")))
+            return 1
+        count = 0
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_ENUM and field.enum_type.name == "DataType":
+                values = list(value) if field.is_repeated else [value]
+                if narrow in values:
+                    count += 1
+                    changed = [wide if found == narrow else found for found in values]
+                    if field.is_repeated:
+                        value[:] = changed
+                    else:
+                        setattr(message, field.name, changed[0])
+            elif field.type == field.TYPE_MESSAGE:
+                is_map = field.message_type.GetOptions().map_entry
+                inner = value.values() if is_map else value if field.is_repeated else [value]
+                count += sum(change(part) for part in inner if hasattr(part, "ListFields"))
+        return count
+
+    changed = type(graph_def)()
+    changed.CopyFrom(graph_def)
+    return changed if change(changed) else None
+
+
 def _parts(tensor: str) -> tuple[str, int]:
     operator, _, position = tensor.partition(":")
     return operator, int(position or 0)
@@ -142,7 +202,9 @@ def _parts(tensor: str) -> tuple[str, int]:
 
 def reason_in_session(error: Exception) -> str:
     """Return what went wrong while TensorFlow ran a graph."""
-    return reason_of(ConversionError(str(error).removeprefix("Graph execution error:")))
+    where = ("Graph execution error:", "Detected at node", "Node: ")
+    lines = [line for line in str(error).splitlines() if not line.strip().startswith(where)]
+    return reason_of(ConversionError("\n".join(lines)))
 
 
 def _refuse_state(folder: Path, graph_def: Any) -> None:

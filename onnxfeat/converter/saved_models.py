@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxfeat.converter.graph_layers import Scope, find_layers
 from onnxfeat.converter.keras_files import import_keras
 from onnxfeat.converter.messages import reason_of
-from onnxfeat.converter.saved_graphs import frozen_graph, reason_in_session, with_own_outputs, written_order
+from onnxfeat.converter.saved_graphs import frozen_graph, in_float32, reason_in_session, with_own_outputs, written_order
 from onnxfeat.converter.saved_programs import refuse_unsafe_operators
 from onnxfeat.converter.sources import InputSpec, Source, disturbed
 from onnxfeat.converter.tensorflow_graphs import onnx_of
@@ -62,6 +62,7 @@ class SavedModel(Source):
         self._graph_def = graph_def
         self._fed, self._outputs = tuple(inputs), tuple(outputs.values())
         self._watched = tuple(layer.tensor for layer in layers)
+        self._layer_of = {operator: layer.call.name for layer in layers for operator in layer.operators}
 
     def to_onnx(self, opset: int) -> onnx.ModelProto:
         """Return the model as ONNX, with the layers' outputs behind one more output (see `onnx_of`)."""
@@ -70,7 +71,7 @@ class SavedModel(Source):
         graph_def = tf.compat.v1.GraphDef()
         graph_def.CopyFrom(self._graph_def)
         names = {tensor: spec.name for tensor, spec in zip(self._fed, self.inputs, strict=True)}
-        return onnx_of(graph_def, names, self._outputs, self._watched, opset)
+        return onnx_of(graph_def, names, self._outputs, self._watched, opset, self._layer_of)
 
     def run(self, feeds: Sequence[NDArray[Any]], *, disturbed_by: int | None = None) -> list[NDArray[Any]]:
         """Run the frozen graph in TensorFlow, as it is."""
@@ -129,6 +130,12 @@ def load_saved_model(folder: Path, *, signature: str | None = None, unsafe: bool
         refuse_unsafe_operators(folder, meta_graph, ends)
     flat, variables = frozen_graph(folder, list(meta_graph.meta_info_def.tags), list(inputs), ends)
     outputs = with_own_outputs(flat, given)
+    wide = in_float32(flat)
+    if wide is not None:
+        flat = wide
+        notes.append(
+            "the model computes in bfloat16, which ONNX Runtime does not: converted, and compared, in float32"
+        )
     import tensorflow as tf
 
     with tf.Graph().as_default() as graph:
@@ -235,6 +242,7 @@ def _input_spec(name: str, info: Any) -> InputSpec:
             f"tf.TensorSpec([None, 224, 224, 3])"
         )
     shape = tuple(None if axis.size < 0 else int(axis.size) for axis in info.tensor_shape.dim)
+    dtype = tf.float32 if dtype == tf.bfloat16 else dtype  # see `in_float32`
     return InputSpec(name=name, shape=shape, dtype=np.dtype(dtype.as_numpy_dtype))
 
 
@@ -291,9 +299,9 @@ def _default_names() -> dict[str, str]:
 
 
 def _is_of_keras_3(meta_graph: Any) -> bool:
-    """Whether Keras 3 exported the model: its archive alone has this list, most often empty, of further files."""
+    """Whether layers of Keras 3 are in the file: they alone, and its archive, have these attributes."""
     nodes = meta_graph.object_graph_def.nodes
-    return bool(nodes) and any(child.local_name == "_misc_assets" for child in nodes[0].children)
+    return any(child.local_name in ("_misc_assets", "_loss_ids") for node in nodes for child in node.children)
 
 
 def _with_noise(tf: Any, tensor: Any, random: np.random.Generator) -> Any:

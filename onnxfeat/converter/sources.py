@@ -84,8 +84,8 @@ class Source(abc.ABC):
     def run(self, feeds: Sequence[NDArray[Any]], *, disturbed_by: int | None = None) -> list[NDArray[Any]]:
         """Run the model in its framework; return the model's outputs and then the output of each call, in order.
 
-        With a seed in `disturbed_by`, rounding noise is added: each floating value that a layer gives moves by up to
-        `DISTURBANCE` units in the last place before the next layer gets it, about what another order of summation does.
+        With a seed in `disturbed_by`, rounding noise is added to what each layer gives before the next one gets it,
+        about what another order of summation does (see `disturbed`).
 
         Raises:
             ConversionError: The framework can't run it on this machine.
@@ -93,14 +93,20 @@ class Source(abc.ABC):
 
 
 def disturbed(array: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
-    """Return floating values moved by up to `DISTURBANCE` units in the last place; infinities stay what they are.
+    """Return floating values moved by up to `DISTURBANCE` units in the last place; zeros and infinities stay.
+
+    The unit is that of the value, or of the array's root mean square where that is larger: a sum of products rounds as
+    its terms do, also where they cancel out. Exact zeros come from ReLU and padding, which do not round.
 
     Example:
-        >>> moved = disturbed(np.ones(3, np.float32), np.random.default_rng(0))
-        >>> float(np.abs(moved - 1).max()) <= DISTURBANCE * np.finfo(np.float32).eps
+        >>> random = np.random.default_rng(0)
+        >>> moved = disturbed(np.ones(3, np.float32), random)
+        >>> bool(np.abs(moved - 1).max() <= DISTURBANCE * np.finfo(np.float32).eps)
         True
     """
     steps = random.integers(-DISTURBANCE, DISTURBANCE + 1, array.shape)
     with np.errstate(all="ignore"):
         finite = np.isfinite(array)
-        return np.where(finite, array + steps * np.spacing(array), array).astype(array.dtype)
+        level = np.sqrt(np.mean(np.square(array, dtype=np.float64), where=finite)) if finite.any() else 0.0
+        unit = np.maximum(np.spacing(np.abs(array)), np.spacing(np.asarray(level, array.dtype)))
+        return np.where(finite & (array != 0), array + steps * unit, array).astype(array.dtype)

@@ -17,6 +17,7 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 
 from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.repairs import repair
 from onnxfeat.errors import ConversionError, quote
 
 SINK = "onnxfeat_watched"
@@ -110,7 +111,7 @@ def onnx_of(
                         input_names=tensors,
                         output_names=ends,
                         tensors_to_rename=dict(inputs),
-                        custom_op_handlers={"Erfc": (_convert_erfc, []), "IdentityN": (_convert_identities, [])},
+                        custom_op_handlers=_HANDLERS,
                     )
                 )
     except Exception as error:  # tf2onnx raises whatever its handlers meet
@@ -120,6 +121,7 @@ def onnx_of(
         model.graph.initializer.append(onnx.numpy_helper.from_array(large[value.name.removesuffix(":0")], value.name))
         model.graph.input.remove(value)
     refuse_phantoms(model, list(inputs.values()))
+    repair(model)
     if len(model.graph.output) != len(ends):
         raise ConversionError("tf2onnx returned another number of outputs than it was given: report it with the model")
     return model
@@ -215,9 +217,26 @@ def _convert_identities(graph: Any, node: Any, *_: Any) -> None:
 
 def _convert_erfc(graph: Any, node: Any, *_: Any) -> None:
     """Write Erfc, which Keras's GELU is made of and ONNX lacks, as 1 - Erf; called by tf2onnx."""
+    _write_difference(graph, node, "Erf", one_first=True)
+
+
+def _convert_expm1(graph: Any, node: Any, *_: Any) -> None:
+    """Write Expm1, which Keras's CELU is made of and ONNX lacks, as Exp - 1; called by tf2onnx."""
+    _write_difference(graph, node, "Exp", one_first=False)
+
+
+def _write_difference(graph: Any, node: Any, op_type: str, *, one_first: bool) -> None:
     source, result = node.input[0], node.output[0]
     dtype, shape = graph.get_dtype(result), graph.get_shape(result)
     graph.remove_node(node.name)
     one = graph.make_const(f"{node.name}/one", np.ones((), onnx.helper.tensor_dtype_to_np_dtype(dtype)))
-    erf = graph.make_node("Erf", [source], dtypes=[dtype], shapes=[shape])
-    graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=[result], dtypes=[dtype], shapes=[shape])
+    value = graph.make_node(op_type, [source], dtypes=[dtype], shapes=[shape])
+    parts = [one.output[0], value.output[0]]
+    graph.make_node("Sub", parts if one_first else parts[::-1], outputs=[result], dtypes=[dtype], shapes=[shape])
+
+
+_HANDLERS: dict[str, tuple[Any, list[Any]]] = {
+    "Erfc": (_convert_erfc, []),
+    "Expm1": (_convert_expm1, []),
+    "IdentityN": (_convert_identities, []),
+}

@@ -34,7 +34,7 @@ _BROADCASTING = frozenset(
 )
 _REDUCING = frozenset(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-    "ReduceSumSquare".split()
+    "ReduceSumSquare Squeeze".split()
 )
 # What tf2onnx does to weights in front of the operator that takes them.
 _OF_WEIGHTS = frozenset("Cast Reshape Squeeze Unsqueeze".split())
@@ -116,8 +116,8 @@ class _Walk:
             self._compute(node)
         elif self.plain.intersection(node.output) and node.op_type != "Identity":
             self.write(node, [self.settled(name) for name in node.input])
-        elif node.op_type in ("Identity", "Transpose") and not node.domain:
-            order = _order_of(node, self.ranks.get(node.input[0]))
+        elif node.op_type in ("Identity", "Transpose") and self._knows_order_of(node):
+            order = _order_of(node, self.ranks.get(node.input[0], 0))
             self.views[node.output[0]] = _through(views[0], order)
         elif not (any(view.order for view in views) and self._push(node, views)):
             self.write(node, [self.settled(name) for name in node.input])
@@ -129,6 +129,9 @@ class _Walk:
                 if view.order:
                     written.attribute.append(onnx.helper.make_attribute("perm", view.order))
                 self.nodes.append(written)
+
+    def _knows_order_of(self, node: onnx.NodeProto) -> bool:
+        return node.op_type == "Identity" or bool(node.attribute) or node.input[0] in self.ranks
 
     def _compute(self, node: onnx.NodeProto) -> None:
         """Make a constant of what a node makes of constants."""
@@ -221,14 +224,12 @@ class _Walk:
 Rule = Callable[[_Walk, onnx.NodeProto, list[View]], bool]
 
 
-def _order_of(node: onnx.NodeProto, rank: int | None) -> Order | None:
+def _order_of(node: onnx.NodeProto, rank: int) -> Order | None:
     """Return the order of a Transpose, None of an Identity."""
     if node.op_type == "Identity":
         return None
-    perm = next((tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
-    if perm is None and rank is None:
-        raise ValueError(f"Transpose {node.name!r} says neither its order nor its rank")
-    return perm or tuple(reversed(range(rank or 0)))
+    perm = next((tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), ())
+    return perm or tuple(reversed(range(rank)))
 
 
 def _through(view: View, order: Order | None) -> View:
@@ -317,19 +318,9 @@ def _reduce(walk: _Walk, node: onnx.NodeProto, views: list[View]) -> bool:
     if order is None or given is None:
         return False
     axes = {order[axis % len(order)] for axis in given}
-    keep = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+    keep = node.op_type != "Squeeze" and next((x.i for x in node.attribute if x.name == "keepdims"), 1)
     copy, inputs = _with_axes(walk, node, [views[0].value], sorted(axes), 1)
     return walk.push(copy, inputs, order if keep else _rest(order, axes))
-
-
-def _squeeze(walk: _Walk, node: onnx.NodeProto, views: list[View]) -> bool:
-    order = views[0].order
-    given = _axes_of(walk, node, 1)
-    if order is None or given is None:
-        return False
-    axes = {order[axis % len(order)] for axis in given}
-    copy, inputs = _with_axes(walk, node, [views[0].value], sorted(axes), 1)
-    return walk.push(copy, inputs, _rest(order, axes))
 
 
 def _unsqueeze(walk: _Walk, node: onnx.NodeProto, views: list[View]) -> bool:
@@ -445,7 +436,6 @@ _RULES: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset({"Pad"}), _pad),
     (frozenset({"Slice"}), _slice),
     (frozenset({"Resize"}), _resize),
-    (frozenset({"Squeeze"}), _squeeze),
     (frozenset({"Unsqueeze"}), _unsqueeze),
     (frozenset({"Shape"}), _shape),
     (frozenset({"QuantizeLinear", "DequantizeLinear"}), _quantize),

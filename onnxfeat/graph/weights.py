@@ -160,8 +160,8 @@ def digests_of(
         ModelError: As `read_tensor`.
 
     Example:
-        >>> digests_of(onnx.load("models/shapes_small.onnx"))["const_axes__n5"]
-        'int64:fe6d3d3bb5dd778a'
+        >>> digests_of(onnx.load("models/shapes_small.onnx"))["const_fold_opt__n0"]
+        'float:fc9c4fa30435a9f2'
     """
     held = [
         (node.output[0], entry.t)

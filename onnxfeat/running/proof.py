@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from onnxfeat.errors import LayerError, ModelError
 from onnxfeat.findings import Change, Check
 from onnxfeat.graph.reading import Graph, operator, read_graph
+from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.preprocessing import Preprocessing, Preset
 from onnxfeat.recipes import InputRecipe
 from onnxfeat.records import Layer, ModelInput, Provider
 from onnxfeat.references import Reference
-from onnxfeat.running.exposure import output_of, with_outputs
+from onnxfeat.running.exposure import needed, output_of, with_outputs
 from onnxfeat.running.extractor import FeatureExtractor
 from onnxfeat.running.images import Picture, input_type, load_samples, refuse_large
 from onnxfeat.running.limits import refuse_absurd
@@ -111,7 +112,7 @@ def check(
             f"Keras model again with this onnxfeat"
         )
     recipes = _recipes(graph, reference) if picture is None else {}
-    given = {**_beside_the_picture(graph, recipes, inputs or {}), **(inputs or {})}
+    given = {**_beside_the_picture(graph, recipes, inputs or {}, layers), **(inputs or {})}
     try:
         extractor = FeatureExtractor(
             model,
@@ -155,18 +156,29 @@ def _recipes(graph: Graph, reference: Reference | None) -> dict[str, InputRecipe
 
 
 def _beside_the_picture(
-    graph: Graph, recipes: Mapping[str, InputRecipe], given: Mapping[str, Any]
+    graph: Graph, recipes: Mapping[str, InputRecipe], given: Mapping[str, Any], layers: str | Sequence[str] | None
 ) -> dict[str, NDArray[Any]]:
     """Return what the recipes give to the inputs that do not take the picture.
 
-    That is taken by the input that the metadata name, else by the first that takes pictures, else by the first.
+    That is taken by the input that the metadata name, else by the first that the layers see and that takes pictures,
+    else by the first that they see.
     """
     document = graph.document
     known = document.input if document.exposed is None else document.exposed.input
     left = [name for name in recipes if name not in given]
-    pictures = [name for name in left if len(recipes[name].shape) == 4]
-    taken = known.name if known is not None else next(iter(pictures or left), "")
+    seen = [name for name in left if name in _inputs_of(graph, layers)] or left
+    pictures = [name for name in seen if len(recipes[name].shape) == 4]
+    taken = known.name if known is not None else next(iter(pictures or seen), "")
     return {name: recipes[name].values() for name in left if name != taken}
+
+
+def _inputs_of(graph: Graph, layers: str | Sequence[str] | None) -> set[str]:
+    """Return what the chosen layers are computed of."""
+    try:
+        chosen = choose_layers(graph, layers)
+    except LayerError:  # told by the extractor, or there is nothing to watch
+        return set()
+    return needed(graph, [layer.value for layer in chosen])[1]
 
 
 def _watched(
