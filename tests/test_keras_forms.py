@@ -533,9 +533,7 @@ def test_dilation_along_an_axis_of_any_length_is_converted(keras: Any, tmp_path:
 @pytest.mark.parametrize("activation", ["celu", "gelu", "elu", "selu", "mish", "hard_silu"])
 def test_activations_are_converted(keras: Any, tmp_path: Path, activation: str) -> None:
     picture = keras.Input((5, 6, 2))
-    converted_like_keras(
-        keras, keras.Model(picture, keras.layers.Conv2D(3, 2, activation=activation)(picture)), tmp_path
-    )
+    converted_like_keras(keras.Model(picture, keras.layers.Conv2D(3, 2, activation=activation)(picture)), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["my conv", "größe", "层", "it's", 'a "b"', "c#1", "back\\slash", "__", "x" * 200])
