@@ -58,6 +58,7 @@ class Entry:
 EVERYTHING = [Entry(package, model) for package in PACKAGES for model in package["model"]]
 ENTRIES = [entry for entry in EVERYTHING if entry.path.suffix == ".onnx"]
 TFLITE = [entry for entry in EVERYTHING if entry.path.suffix == ".tflite"]  # see test_tflite.py
+KERAS = [entry for entry in EVERYTHING if entry.path.suffix in (".keras", ".h5", ".hdf5")]
 SAVED = [entry for entry in EVERYTHING if entry.path.name == "saved_model.pb"]  # see test_saved_models.py
 NAMES = [f"{entry.package['name']}:{Path(entry.model['file']).stem}" for entry in ENTRIES]
 every_model = pytest.mark.parametrize("entry", ENTRIES, ids=NAMES)
@@ -300,6 +301,27 @@ def test_a_real_model_passes_the_check(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     json.loads(call(capsys, "check", entry.path, *asked_for(entry, feed_of(entry, tmp_path), tmp_path), "--json"))
+
+
+CONVERTED = [*KERAS, *TFLITE, *SAVED]
+
+
+@pytest.mark.corpus
+@pytest.mark.keras
+@pytest.mark.parametrize("entry", CONVERTED, ids=[f"{entry.package['name']}:{entry.path.name}" for entry in CONVERTED])
+def test_a_real_model_of_another_form_is_converted_and_passes_the_check(
+    entry: Entry, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require(entry, request)
+    source = entry.path.parent if entry in SAVED else entry.path
+    found = json.loads(call(capsys, "convert", source, "-o", tmp_path / "model.onnx", "--json"))
+    statuses = [layer["status"] for layer in found["layer_map"]]
+    assert statuses.count("exact") >= 0.95 * len(statuses)
+    classes = Counter(layer["class"] for layer in found["layer_map"])
+    if entry in KERAS:
+        assert {name: classes[name] for name in entry.model["layers"]} == entry.model["layers"]
+    call(capsys, "check", tmp_path / "model.onnx", "--json")
+    assert call(capsys, "layers", tmp_path / "model.onnx")
 
 
 @pytest.mark.corpus

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.messages import reason_of, without_greetings
 from onnxfeat.errors import ConversionError, MissingPackageError
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -35,7 +35,7 @@ def import_keras() -> Any:
     # All that the work needs, now and not after minutes of it.
     for package, name in (("tensorflow", "TensorFlow"), ("keras", "Keras"), ("tf2onnx", "tf2onnx")):
         try:
-            with _without_greetings():
+            with without_greetings():
                 importlib.import_module(package)
         except ImportError as error:
             raise MissingPackageError(f'converting needs {name} ({error}): pip install "onnxfeat[keras]"') from error
@@ -52,20 +52,6 @@ def import_keras() -> Any:
     for name in ("tensorflow", "tf2onnx", "absl"):  # what they would say of errors, ours say better
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return keras
-
-
-@contextlib.contextmanager
-def _without_greetings() -> Iterator[None]:
-    """Keep what TensorFlow's C++ code writes to stderr while it starts from the user: no setting keeps it quiet."""
-    sys.stderr.flush() if sys.stderr is not None else None
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
 
 
 def load_keras_file(path: Path, *, custom_objects: str | Path | None = None, unsafe: bool = False) -> Any:

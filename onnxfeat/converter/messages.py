@@ -1,8 +1,12 @@
-"""Put errors of other packages into a line."""
+"""Put errors of other packages into a line, and keep their greetings from the user."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import sys
+from collections.abc import Iterator
 
 
 def reason_of(error: Exception) -> str:
@@ -12,3 +16,17 @@ def reason_of(error: Exception) -> str:
     telling = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
     telling.sort(key=lambda line: not line.startswith(cause))  # Keras puts a whole configuration before it
     return telling[0].removeprefix(cause)[:300] if telling else type(error).__name__
+
+
+@contextlib.contextmanager
+def without_greetings() -> Iterator[None]:
+    """Keep what TensorFlow's C++ code writes to stderr while it starts from the user: no setting keeps it quiet."""
+    sys.stderr.flush() if sys.stderr is not None else None
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)

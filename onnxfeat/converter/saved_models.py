@@ -133,9 +133,7 @@ def load_saved_model(folder: Path, *, signature: str | None = None, unsafe: bool
     wide = in_float32(flat)
     if wide is not None:
         flat = wide
-        notes.append(
-            "the model computes in bfloat16, which ONNX Runtime does not: converted, and compared, in float32"
-        )
+        notes.append("the model computes in bfloat16, which ONNX Runtime does not: converted, and compared, in float32")
     import tensorflow as tf
 
     with tf.Graph().as_default() as graph:

@@ -93,10 +93,11 @@ class Source(abc.ABC):
 
 
 def disturbed(array: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
-    """Return floating values moved by up to `DISTURBANCE` units in the last place; zeros and infinities stay.
+    """Return floating values moved by up to `DISTURBANCE` units in the last place; none changes its sign.
 
     The unit is that of the value, or of the array's root mean square where that is larger: a sum of products rounds as
-    its terms do, also where they cancel out. Exact zeros come from ReLU and padding, which do not round.
+    its terms do, also where they cancel out. Exact zeros come from ReLU and padding, which do not round. What moves
+    across 0 would become NaN in a logarithm behind.
 
     Example:
         >>> random = np.random.default_rng(0)
@@ -108,5 +109,8 @@ def disturbed(array: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
     with np.errstate(all="ignore"):
         finite = np.isfinite(array)
         level = np.sqrt(np.mean(np.square(array, dtype=np.float64), where=finite)) if finite.any() else 0.0
-        unit = np.maximum(np.spacing(np.abs(array)), np.spacing(np.asarray(level, array.dtype)))
+        own = np.spacing(np.abs(array))
+        unit = np.maximum(
+            own, np.minimum(np.spacing(np.asarray(level, array.dtype)), np.abs(array) / (2 * DISTURBANCE))
+        )
         return np.where(finite & (array != 0), array + steps * unit, array).astype(array.dtype)

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from onnxfeat.converter import tflite_files as files
-from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.messages import reason_of, without_greetings
 from onnxfeat.converter.tensorflow_graphs import SINK, refuse_opset, refuse_phantoms
 from onnxfeat.errors import ConversionError
 
@@ -176,9 +176,10 @@ def _converted(content: bytes, outputs: list[str], opset: int) -> onnx.ModelProt
         path = Path(folder) / "prepared.tflite"
         path.write_bytes(content)
         try:
-            graph = tf2onnx.tfonnx.process_tf_graph(
-                None, tflite_path=str(path), opset=opset, output_names=[*outputs, SINK], custom_op_handlers=handlers
-            )
+            with without_greetings():  # TFLite tells how it would run the model that tf2onnx asks it about
+                graph = tf2onnx.tfonnx.process_tf_graph(
+                    None, tflite_path=str(path), opset=opset, output_names=[*outputs, SINK], custom_op_handlers=handlers
+                )
             kinds = {name: kind for name, kind in optimizer._get_optimizers().items() if name not in _NOT_USED}
             graph = optimizer.optimize_graph(graph, catch_errors=False, optimizers=kinds)
             model: onnx.ModelProto = graph.make_model("converted by onnxfeat")
