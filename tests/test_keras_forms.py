@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -475,6 +476,34 @@ def test_a_name_that_keras_3_forbids_gets_the_way_out(keras: Any, tmp_path: Path
         file.attrs["keras_version"] = "2.9.0"
     with pytest.raises(ConversionError, match=r"written by Keras 2\.9\.0.*Keras 2 would load it: pip install tf_keras"):
         convert(tmp_path / "old.h5", tmp_path)
+
+
+def of_keras_2(keras: Any, path: Path, change: Callable[[list[dict[str, Any]]], None]) -> Path:
+    """Write a legacy file whose layers a function changed, as if Keras 2 had written it."""
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.DepthwiseConv2D(3, name="depthwise"), layers.Flatten()])
+    randomize(model).save(path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(str(file.attrs["model_config"]))
+        change(config["config"]["layers"])
+        file.attrs["model_config"] = json.dumps(config)
+        file.attrs["keras_version"] = "2.12.0"
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file", "ignore::DeprecationWarning")
+def test_depthwise_convolutions_of_keras_2_are_read(keras: Any, tmp_path: Path) -> None:
+    path = of_keras_2(keras, tmp_path / "old.h5", lambda layers: layers[1]["config"].update(groups=1))
+    first = convert(path, tmp_path).layer_map[0]
+    assert (first.name, first.keras_class, first.kind) == ("depthwise", "DepthwiseConv2D", "conv")
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file", "ignore::DeprecationWarning")
+def test_functions_of_tensorflow_in_a_keras_2_file_get_the_way_out(keras: Any, tmp_path: Path) -> None:
+    function = {"class_name": "TFOpLambda", "config": {"name": "tf.nn.relu", "function": "nn.relu"}}
+    path = of_keras_2(keras, tmp_path / "old.h5", lambda layers: layers.insert(2, function))
+    with pytest.raises(ConversionError, match=r"Keras 3 has no 'TFOpLambda'; Keras 2 would load it: .*tf_keras"):
+        convert(path, tmp_path)
 
 
 def test_an_operator_that_onnx_lacks_is_told_with_the_layer(keras: Any, tmp_path: Path) -> None:

@@ -179,6 +179,125 @@ def test_a_keras_3_export_without_weights_has_its_names_too(keras: Any, tmp_path
     assert names(load_saved_model(exported(model, tmp_path / "model"))) == ["max_pooling2d", "re_lu"]
 
 
+def subclassed(keras: Any, *parts: Any) -> Any:
+    """Return a subclassed model that calls these layers, one after the other; Keras names their weights after it."""
+
+    class Net(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = list(parts)
+
+        def call(self, x: Any) -> Any:
+            for part in self.parts:
+                x = part(x)
+            return x
+
+    return Net()
+
+
+def test_the_scope_of_a_small_model_is_no_layer(keras: Any, tmp_path: Path) -> None:
+    layers, volume = keras.layers, keras.Input((4, 5, 3, 3))
+    models = {
+        "sequential": keras.Sequential([keras.Input((6, 6, 3)), layers.Flatten(name="flat"), layers.ELU(name="elu")]),
+        "one": keras.Model(volume, layers.MaxPooling3D(2, name="halve")(volume)),
+        "subclassed": subclassed(
+            keras,
+            layers.AveragePooling1D(2, name="pool"),
+            layers.LeakyReLU(name="curve"),
+            layers.Conv1D(2, 3, name="conv"),
+        ),
+        "nested": keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.Sequential([layers.ZeroPadding2D(name="pad")], name="inner")]
+        ),
+        "bare": keras.Model(volume, keras.ops.relu(volume)),
+    }
+    models["subclassed"](noise(2, 8, 3))
+    found = {name: names(load_saved_model(exported(model, tmp_path / name))) for name, model in models.items()}
+    assert found == {
+        "sequential": ["flat", "elu"],
+        "one": ["halve"],
+        "subclassed": ["pool", "curve", "conv"],
+        "nested": ["inner/pad"],
+        "bare": ["Relu"],
+    }
+
+
+def test_scopes_that_functions_open_inside_a_layer_are_no_layers(keras: Any, tf: Any, tmp_path: Path) -> None:
+    class Centered(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            for _ in range(2):  # scopes `moments` and `moments_1`
+                mean, variance = tf.nn.moments(x, [1, 2], keepdims=True)
+                x = (x - mean) / tf.sqrt(variance + 1)
+            return x
+
+    inside = [keras.layers.ReLU(name="curve"), Centered(name="centered"), keras.layers.Conv2D(2, 1, name="conv")]
+    model = keras.Sequential([keras.Input((6, 6, 3)), *inside])
+    picture = noise(2, 6, 6, 3)
+    loaded = load_saved_model(exported(with_random_weights(model), tmp_path / "model"))
+    assert names(loaded) == ["curve", "centered", "conv"]
+    expected = layers_of_keras(keras, model, picture)
+    assert_close(by_onnx(loaded, [picture]), expected)
+
+
+@pytest.mark.parametrize("form", ["sequential", "subclassed", "module"])
+def test_a_keras_3_model_that_tensorflow_saved_has_its_weights_and_names(
+    keras: Any, tf: Any, tmp_path: Path, form: str
+) -> None:
+    layers = [
+        keras.layers.Conv2D(3, 3, name="conv_1"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.MaxPooling2D(2, name="pool"),
+    ]
+    model = subclassed(keras, *layers) if form == "subclassed" else keras.Sequential(layers)
+    picture = noise(2, 8, 8, 3)
+    model(picture)
+    with_random_weights(model)
+    if form == "module":
+        module = module_of(tf, lambda x0: {"y": model(x0)}, [None, 8, 8, 3])
+        module.model = model
+        saved(tf, module, tmp_path / "model")
+    else:
+        tf.saved_model.save(model, str(tmp_path / "model"))
+    loaded = load_saved_model(tmp_path / "model")
+    assert names(loaded) == ["conv_1", "norm", "pool"]
+    expected = {"conv_1": np.asarray(layers[0](picture)), "pool": np.asarray(model(picture, training=False))}
+    assert_close(by_tensorflow(loaded, [picture]), expected)
+    assert_close(by_onnx(loaded, [picture]), expected)
+
+
+def test_a_model_that_computes_in_bfloat16_is_converted_in_float32_and_a_note_says_so(
+    keras: Any, tmp_path: Path
+) -> None:
+    def model(policy: str) -> Any:
+        layers = [
+            keras.layers.Conv2D(4, 3, activation="relu", name="conv", dtype=policy),
+            keras.layers.GroupNormalization(2, name="norm", dtype=policy),
+            keras.layers.Dense(3, name="dense", dtype=policy),
+        ]
+        return with_random_weights(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
+
+    picture = noise(2, 8, 8, 3)
+    expected = layers_of_keras(keras, model("float32"), picture)
+    loaded = load_saved_model(exported(model("mixed_bfloat16"), tmp_path / "model"))
+    assert len(loaded.notes) == 1
+    assert "bfloat16, which ONNX Runtime does not: converted, and compared, in float32" in loaded.notes[0]
+    assert names(loaded) == ["conv", "norm", "dense"]
+    assert_close(by_tensorflow(loaded, [picture]), expected)
+    assert_close(by_onnx(loaded, [picture]), expected)
+    conversion = convert_keras(tmp_path / "model", tmp_path / "model.onnx")
+    assert loaded.notes[0] in conversion.notes
+
+
+def test_weights_and_inputs_of_bfloat16_become_float32(keras: Any, tmp_path: Path) -> None:
+    inputs = keras.Input((5,), dtype="bfloat16", name="numbers")
+    model = with_random_weights(keras.Model(inputs, keras.layers.Dense(3, name="dense", dtype="bfloat16")(inputs)))
+    kernel, bias = (np.asarray(keras.ops.cast(weight, "float32")) for weight in model.weights)
+    loaded = load_saved_model(exported(model, tmp_path / "model"))
+    assert [spec.dtype for spec in loaded.inputs] == [np.dtype("float32")]
+    numbers = noise(2, 5)
+    assert_close(by_onnx(loaded, [numbers]), {"dense": numbers @ kernel + bias})
+
+
 def test_nested_and_shared_layers_have_paths_and_numbers(keras: Any, tmp_path: Path) -> None:
     layers = keras.layers
     block = keras.Sequential(
@@ -572,7 +691,8 @@ def test_a_layer_reads_what_the_layer_before_it_gave_with_its_noise(tf: Any, tmp
     image = noise(2, 8, 8, 3, seed=9)
     moved = by_tensorflow(loaded, [image], disturbed_by=1)
     pooled = moved["stem"].reshape(2, 4, 2, 4, 2, 4).max((2, 4))
-    steps = np.abs(moved["max_pooling2d"] - pooled) / np.spacing(np.maximum(pooled, np.finfo(np.float32).tiny))
+    level = np.sqrt(np.mean(np.square(pooled)))
+    steps = np.abs(moved["max_pooling2d"] - pooled) / np.spacing(np.maximum(pooled, level))
     assert 0 < steps.max() <= 8  # its own noise and none of the layer's before: that is in `pooled`
     assert_close({"re_lu": moved["re_lu"]}, {"re_lu": moved["block/re_lu"]})
     np.testing.assert_array_equal(moved["re_lu"], moved["block/re_lu"])
@@ -657,6 +777,16 @@ def test_operators_without_a_twin_in_onnx_are_named(tf: Any, tmp_path: Path) -> 
     module = module_of(tf, lambda x0: {"y": tf.math.igamma(x0, x0)}, [None, 4])
     with pytest.raises(ConversionError, match="ONNX has no operator for TensorFlow's 'Igamma'"):
         load_saved_model(saved(tf, module, tmp_path / "model")).to_onnx(17)
+
+
+def test_an_operator_without_a_twin_in_onnx_is_named_with_its_layer(keras: Any, tf: Any, tmp_path: Path) -> None:
+    class Odd(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            return tf.math.igamma(tf.abs(x), tf.abs(x) + 1)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU(), Odd(name="odd"), keras.layers.ReLU()])
+    with pytest.raises(ConversionError, match=r"'Igamma' \(first in layer 'odd'\); replace the layer"):
+        load_saved_model(exported(model, tmp_path / "model")).to_onnx(17)
 
 
 # Safety

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -240,6 +242,31 @@ def test_inputs_and_outputs_are_those_of_the_signature(mixed_files: dict[str, Pa
     assert len(model.graph.output) == 3  # and the node that watches
 
 
+def test_an_output_may_be_an_input_or_another_output(tmp_path: Path) -> None:
+    import keras
+
+    picture = keras.Input((4, 5, 3), name="picture")
+    curved = keras.layers.ReLU(name="curve")(picture)
+    path = written(keras.Model(picture, [curved, picture, curved]), tmp_path / "a.tflite")
+    source = load_tflite(path)
+    assert [spec.name for spec in source.inputs] == ["picture"]
+    assert sorted(source.output_names) == ["output_0", "output_1", "output_2"]
+    convert_keras(path, tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    feed = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    names = [output.name for output in session.get_outputs()]
+    given = dict(zip(names, session.run(names, {"picture": feed}), strict=True))
+    for name, expected in {"output_0": np.maximum(feed, 0), "output_1": feed, "output_2": np.maximum(feed, 0)}.items():
+        np.testing.assert_array_equal(given[name], expected)
+
+
+def test_a_conversion_prints_nothing(mixed_files: dict[str, Path], tmp_path: Path) -> None:
+    code = "import sys; from onnxfeat import convert_keras; convert_keras(sys.argv[1], sys.argv[2])"
+    arguments = [sys.executable, "-c", code, str(mixed_files["float32"]), str(tmp_path / "a.onnx")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_an_open_batch_axis_stays_open(mixed_files: dict[str, Path]) -> None:
     source = load_tflite(mixed_files["float32"])
     feeds = fed(source, batch=3)
@@ -429,6 +456,14 @@ def test_a_transposed_convolution_keeps_its_bias_and_activation(tmp_path: Path, 
     assert "up" in {call.name for call in assert_all_as_in_tflite(path, 1e-5 if kind == "float32" else 0.005).calls}
 
 
+def test_a_transposed_convolution_with_a_kernel_below_its_stride_is_converted(tmp_path: Path) -> None:
+    from keras import layers
+
+    up = layers.Conv2DTranspose(5, 1, strides=2, padding="same", name="up")
+    source = assert_all_as_in_tflite(written(small(up), tmp_path / "a.tflite"))
+    assert source.run(fed(source))[0].shape == (1, 24, 28, 5)
+
+
 def test_convs_of_one_axis_with_dilations_and_groups_are_converted(tmp_path: Path) -> None:
     from keras import layers
 
@@ -515,6 +550,30 @@ def test_numbers_that_keras_3_adds_are_taken_off() -> None:
     assert names_of(
         "net_1/conv2d_1_1/convolution", "net_1/conv2d_1_2/convolution", "net_1/gn_1/moments/mean", "net_1/add_1/Add"
     ) == ["conv2d_1#1", "conv2d_1#2", "gn", "add"]
+
+
+def test_functions_without_a_scope_do_not_change_what_other_layers_are_called() -> None:
+    assert names_of("convolution/ExpandDims1", "net_1/conv1d_1/Relu", "net_1/conv1d_1_2/Relu", "net_1/add_1/Add") == [
+        "convolution",
+        "conv1d",
+        "conv1d_1",
+        "add",
+    ]
+
+
+def test_operators_of_one_name_are_calls_of_a_layer_only_where_they_come_again() -> None:
+    def named(*operators: str) -> list[str]:
+        each = [Named(operator=name, tensor="m/conv1d/BiasAdd", constants=(), source=None) for name in operators]
+        return layer_names(each)
+
+    assert named("CONV_2D", "RESHAPE") == ["conv1d/BiasAdd", "conv1d"]
+    assert named("CONV_2D", "CONV_2D") == ["conv1d#1", "conv1d#2"]
+    assert named("CONV_2D", "RESHAPE", "CONV_2D", "RESHAPE") == [
+        "conv1d#1/BiasAdd",
+        "conv1d#1",
+        "conv1d#2/BiasAdd",
+        "conv1d#2",
+    ]
 
 
 def test_plain_names_stay_as_they_are_and_twins_are_numbered() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -16,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxfeat.converter.messages import reason_of, without_greetings
-from onnxfeat.errors import ConversionError, MissingPackageError
+from onnxfeat.errors import ConversionError, MissingPackageError, quote
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
+
+_OF_KERAS_2 = frozenset({"TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty"})
+"""Layers by which Keras 2 kept calls of TensorFlow functions in a model."""
 
 
 def import_keras() -> Any:
@@ -71,13 +73,24 @@ def load_keras_file(path: Path, *, custom_objects: str | Path | None = None, uns
     config = _config_of(path)
     if not unsafe:
         _refuse_code(path, config)
-    own = {} if custom_objects is None else _objects_in(keras, custom_objects)
+    own = {"DepthwiseConv2D": _depthwise_of_keras_2(keras)} if path.suffix.lower() != ".keras" else {}
+    own.update({} if custom_objects is None else _objects_in(keras, custom_objects))
     try:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(own):
             warnings.simplefilter("ignore")  # Keras warns of optimizer states, which nobody needs here
             return keras.saving.load_model(path, compile=False, safe_mode=not unsafe)
     except Exception as error:  # Keras raises whatever its deserializers meet
         raise ConversionError(_way_out(keras, path, config, error)) from error
+
+
+def _depthwise_of_keras_2(keras: Any) -> Any:
+    """Return a class that takes what Keras 2 wrote of depthwise convolutions: with a number of groups, which is 1."""
+
+    class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]
+        def __init__(self, *args: Any, groups: int = 1, **options: Any) -> None:  # noqa: ARG002  # Keras 3 refuses it
+            super().__init__(*args, **options)
+
+    return DepthwiseConv2D
 
 
 def _refuse_other(path: Path) -> None:
@@ -184,7 +197,10 @@ def _way_out(keras: Any, path: Path, config: dict[str, Any], error: Exception) -
         for part in _parts(config)
         if isinstance(part.get("class_name"), str) and isinstance(part.get("config"), dict)
     ]
+    lost = [name for name in dict.fromkeys(classes) if name in _OF_KERAS_2]
     unknown = [name for name in dict.fromkeys(classes) if name not in known and f"'{name}'" in text]
+    if lost:
+        return f"{start}{_keras_version(path)}: Keras 3 has no {quote(lost)}; {_keras_2(path)}"
     if unknown or "Could not locate" in text or "Unknown layer" in text or "custom_objects" in text:
         names = ", ".join(unknown) or reason_of(error)
         return (
@@ -193,12 +209,15 @@ def _way_out(keras: Any, path: Path, config: dict[str, Any], error: Exception) -
         )
     if path.suffix.lower() != ".keras" or "character `/`" in text or "cannot contain" in text:
         version = _keras_version(path)
-        return (
-            f"{start}{version}: {reason_of(error)}; Keras 2 would load it: pip install tf_keras, then "
-            f"tf_keras.models.load_model({path.name!r}, compile=False).export('model'), and convert that SavedModel "
-            f"folder"
-        )
+        return f"{start}{version}: {reason_of(error)}; {_keras_2(path)}"
     return f"{start}: {reason_of(error)}; check that it is complete, or pass a live model to convert_keras"
+
+
+def _keras_2(path: Path) -> str:
+    return (
+        f"Keras 2 would load it: pip install tf_keras, then "
+        f"tf_keras.models.load_model({path.name!r}, compile=False).export('model'), and convert that SavedModel folder"
+    )
 
 
 def _keras_version(path: Path) -> str:

@@ -21,7 +21,10 @@ def reason_of(error: Exception) -> str:
 @contextlib.contextmanager
 def without_greetings() -> Iterator[None]:
     """Keep what TensorFlow's C++ code writes to stderr while it starts from the user: no setting keeps it quiet."""
-    sys.stderr.flush() if sys.stderr is not None else None
+    if sys.stderr is None:  # the caller closed it, and its number may be another file's by now
+        yield
+        return
+    sys.stderr.flush()
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -22,6 +22,7 @@ import onnx
 
 from onnxfeat.converter import tflite_files as files
 from onnxfeat.converter.messages import reason_of, without_greetings
+from onnxfeat.converter.repairs import repair
 from onnxfeat.converter.tensorflow_graphs import SINK, refuse_opset, refuse_phantoms
 from onnxfeat.errors import ConversionError
 
@@ -56,6 +57,7 @@ def onnx_of_tflite(
     converted = _converted(files.packed(prepared), list(dict.fromkeys(outputs)), opset)
     _refuse_unknown(converted, graph, prepared)
     refuse_phantoms(converted, inputs)
+    repair(converted)
     return _with_outputs(converted, outputs)
 
 
@@ -229,12 +231,13 @@ def _with_outputs(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelP
     for copied in [node for node in model.graph.node if sink.output[0] in node.input]:  # tf2onnx puts an Identity there
         model.graph.node.remove(copied)
     sink.name, sink.output[0] = SINK, SINK
-    known = {value.name: value for value in model.graph.output}
+    given = {value.name: value for value in model.graph.input}  # tf2onnx leaves out an input that is an output
+    known = given | {value.name: value for value in model.graph.output}
     del model.graph.output[:]
     for position, name in enumerate(outputs):
         value = onnx.ValueInfoProto()
         value.CopyFrom(known[name])
-        if name in outputs[:position]:
+        if name in given or name in outputs[:position]:
             value.name = f"{name}__output_{position}"
             model.graph.node.append(onnx.helper.make_node("Identity", [name], [value.name], name=value.name))
         model.graph.output.append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,11 @@ class TFLiteModel(Source):
         self._model = model
         self._input_numbers = files.numbers_of(graph.inputs)
         self._output_numbers = files.numbers_of(graph.outputs)
-        names = _signature_names(model)
-        self.inputs = tuple(_input_spec(names[number], graph.tensors[number]) for number in self._input_numbers)
-        self.output_names = _unique_names([names[number] for number in self._output_numbers])
+        names = _signature_names(model, "inputs")
+        self.inputs = tuple(
+            _input_spec(name, graph.tensors[number]) for name, number in zip(names, self._input_numbers, strict=True)
+        )
+        self.output_names = _unique_names(_signature_names(model, "outputs"), names)
         self.calls, self._watched = _calls(model)
         self.notes = (*notes, *_notes(model))
 
@@ -291,21 +294,30 @@ def _dtype(tensor: Any) -> np.dtype[Any]:
         ) from None
 
 
-def _signature_names(model: Any) -> dict[int, str]:
-    """Return names of the model's inputs and outputs by tensor: those of its signature, else the tensors' own."""
+def _signature_names(model: Any, side: str) -> list[str]:
+    """Return the names of the model's `inputs` or `outputs`: those of its signature, else the tensors' own."""
     graph = files.main_graph(model)
-    numbers = (*files.numbers_of(graph.inputs), *files.numbers_of(graph.outputs))
-    names = {number: files.text(graph.tensors[number].name) or f"tensor_{number}" for number in numbers}
-    for signature in model.signatureDefs or []:
-        if signature.subgraphIndex == 0:
-            for entry in (*(signature.inputs or []), *(signature.outputs or [])):
-                names[int(entry.tensorIndex)] = files.text(entry.name)
-            break
+    given: dict[int, list[str]] = defaultdict(list)  # a tensor may be several outputs, or input and output
+    signature = next((found for found in model.signatureDefs or [] if found.subgraphIndex == 0), None)
+    for entry in (getattr(signature, side) or []) if signature is not None else []:
+        given[int(entry.tensorIndex)].append(files.text(entry.name))
+    names = []
+    for number in files.numbers_of(getattr(graph, side)):
+        own = files.text(graph.tensors[number].name) or f"tensor_{number}"
+        names.append(given[number].pop(0) if given[number] else own)
     return names
 
 
-def _unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name if names.index(name) == i else f"{name}_{i}" for i, name in enumerate(names))
+def _unique_names(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Return names that are neither twice there nor among others."""
+    unique: list[str] = []
+    for name in names:
+        new, count = name, 0
+        while new in unique or new in others:
+            count += 1
+            new = f"{name}_{count}"
+        unique.append(new)
+    return tuple(unique)
 
 
 def _notes(model: Any) -> list[str]:
@@ -314,11 +326,11 @@ def _notes(model: Any) -> list[str]:
     if len(model.subgraphs) > 1:
         others = [files.text(other.name) or f"subgraph {i}" for i, other in enumerate(model.subgraphs) if i]
         notes.append(f"the file has {len(model.subgraphs)} subgraphs: the first was taken, not {', '.join(others)}")
-    for number in files.numbers_of(graph.inputs):
+    for name, number in zip(_signature_names(model, "inputs"), files.numbers_of(graph.inputs), strict=True):
         scales, zeros = files.scale_of(graph.tensors[number])
         if len(scales):
             notes.append(
-                f"input {_signature_names(model)[number]!r} takes integers ({files.type_name(graph.tensors[number])}) "
+                f"input {name!r} takes integers ({files.type_name(graph.tensors[number])}) "
                 f"that stand for (value - {zeros[0]}) * {scales[0]:.6g}: feed real / {scales[0]:.6g} + {zeros[0]}"
             )
     return notes

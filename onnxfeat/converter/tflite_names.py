@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Scopes that operations open inside a layer.
@@ -77,7 +77,12 @@ def layer_names(operators: Sequence[Named]) -> list[str]:
         else:
             named.append(("", operator.operator.lower()))
     clean = _without_model(dict.fromkeys(scope for scope, _ in named if scope), bool(scopes))
-    return _unique([(clean.get(scope, ""), scope, operation) for scope, operation in named])
+    return _unique(
+        [
+            (clean.get(scope, ""), scope, operation, operator.operator)
+            for (scope, operation), operator in zip(named, operators, strict=True)
+        ]
+    )
 
 
 _FUNCTIONS = frozenset({"ELU", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "RELU", "RELU6", "SOFTMAX", "TANH"})
@@ -124,13 +129,14 @@ def _layer_scopes(parts: Sequence[str]) -> dict[str, str]:
     """Return the scope of the layer for each TensorFlow name: without operation and scopes that operations open."""
     split = {part: _outermost_removed(part.split("/"))[:-1] for part in parts}
     layers = {part: scope for part, scope in split.items() if scope}
+    model = _model_scope(layers.values())
     # Keras 3 numbers every scope of models and layers, and none of operations.
-    numbered = bool(layers) and all(len(s) < 2 or _NUMBERED.fullmatch(s[1]) for s in layers.values())
-    numbered = numbered and all(_NUMBERED.fullmatch(scope[0]) for scope in layers.values())
-    numbered = numbered and not any(re.search(r"/(Conv2D|FusedBatchNormV3|MaxPool)(;|$)", part) for part in parts)
+    of_model = [scope for scope in layers.values() if scope[0] == model]
+    is_keras_3 = bool(of_model) and all(_NUMBERED.fullmatch(name) for scope in of_model for name in scope[:2])
+    is_keras_3 = is_keras_3 and not any(re.search(r"/(Conv2D|FusedBatchNormV3|MaxPool)(;|$)", part) for part in parts)
     found = {}
     for part, scope in layers.items():
-        kept = scope
+        kept, numbered = scope, is_keras_3 and scope[0] == model
         if numbered:
             length = next((i for i, name in enumerate(scope) if not _NUMBERED.fullmatch(name)), len(scope))
             kept = scope[:length]
@@ -138,6 +144,11 @@ def _layer_scopes(parts: Sequence[str]) -> dict[str, str]:
             kept = kept[:-1]
         found[part] = "/".join(kept) + ("#" if numbered else "")
     return found
+
+
+def _model_scope(scopes: Iterable[Sequence[str]]) -> str | None:
+    """Return the scope that most layers stand in: that of the model. Functions compiled apart stand in none."""
+    return next((name for name, _ in Counter(scope[0] for scope in scopes if len(scope) > 1).most_common(1)), None)
 
 
 def _outermost_removed(names: list[str]) -> list[str]:
@@ -150,7 +161,7 @@ def _without_model(scopes: dict[str, None], scoped: bool) -> dict[str, str]:
     """Return each scope's path as a user knows it: without the model's name and Keras 3's numbers."""
     paths = {scope: scope.rstrip("#").split("/") for scope in scopes}
     deep = [path for path in paths.values() if len(path) > 1]
-    if scoped and deep and len({path[0] for path in deep}) == 1:
+    if scoped and len({path[0] for path in deep}) == 1:
         first = deep[0][0]
         paths = {scope: path[1:] if path[0] == first else path for scope, path in paths.items()}
     return {
@@ -159,10 +170,10 @@ def _without_model(scopes: dict[str, None], scoped: bool) -> dict[str, str]:
     }
 
 
-def _unique(named: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Return unique names for (layer, scope, operation)."""
+def _unique(named: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    """Return unique names for (layer, scope, operation, operator)."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for position, (layer, _, operation) in enumerate(named):
+    for position, (layer, _, operation, _) in enumerate(named):
         groups[layer or operation].append(position)
     names = [""] * len(named)
     for layer, members in groups.items():
@@ -175,15 +186,14 @@ def _unique(named: Sequence[tuple[str, str, str]]) -> list[str]:
     return _numbered(names)
 
 
-def _calls(members: list[int], named: Sequence[tuple[str, str, str]]) -> list[list[int]]:
-    """Return the operators of a layer, call by call: each has a scope of its own, or is the same operation again."""
+def _calls(members: list[int], named: Sequence[tuple[str, str, str, str]]) -> list[list[int]]:
+    """Return the operators of a layer, call by call: each has a scope of its own, or is the same operations again."""
     scopes = list(dict.fromkeys(named[position][1] for position in members))
     if len(scopes) > 1:
         return [[position for position in members if named[position][1] == scope] for scope in scopes]
-    bases = [re.sub(r"(_\d+|(?<=\D)\d)$", "", named[position][2]) for position in members]
-    if len(members) > 1 and len(set(bases)) == 1:
-        return [[position] for position in members]
-    return [members]
+    same = [(re.sub(r"(_\d+|(?<=\D)\d)$", "", named[position][2]), named[position][3]) for position in members]
+    size = next(size for size in range(1, len(same) + 1) if same[:size] * (len(same) // size) == same)
+    return [members[start : start + size] for start in range(0, len(members), size)]
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
