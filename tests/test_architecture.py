@@ -159,12 +159,6 @@ IMPORTS: dict[str, set[str]] = {
         "references",
         "running.runtime",
     },
-    "converter.preparation": {
-        "converter.sources",
-        "errors",
-        "preprocessing",
-        "recipes",
-    },
     "converter.saved_graphs": {
         "converter.messages",
         "errors",
@@ -189,6 +183,7 @@ IMPORTS: dict[str, set[str]] = {
         "graph.layouts",
     },
     "converter.tflite_conversion": {
+        "converter.repairs",
         "converter.messages",
         "converter.tensorflow_graphs",
         "converter.tflite_files",
@@ -370,6 +365,14 @@ IMPORTS: dict[str, set[str]] = {
         "running.replay",
         "running.runtime",
         "running.sizing",
+    },
+    "converter.preparation": {
+        "converter.sources",
+        "errors",
+        "graph.reading",
+        "graph.scaling",
+        "preprocessing",
+        "recipes",
     },
 }
 

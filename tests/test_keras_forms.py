@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from onnxfeat import Conversion, ConversionError, Preprocessing, check, convert_keras, list_layers
+from onnxfeat import Conversion, ConversionError, OutputError, Preprocessing, check, convert_keras, list_layers
 from onnxfeat.metadata import read_document
 
 pytestmark = pytest.mark.keras
@@ -363,6 +363,48 @@ def test_a_model_that_scales_its_input_gets_the_levels(keras: Any, tmp_path: Pat
     assert conversion.preprocessing is not None
     assert conversion.preprocessing.scale == 1
     assert [value.name for value in onnx.load(conversion.path).graph.input] == [model.inputs[0].name]  # no phantoms
+
+
+def test_statistics_of_scaled_pictures_are_no_scaling(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    scaled = layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[0.052, 0.05, 0.051])
+    conversion = convert(keras.Sequential([keras.Input((12, 12, 3)), scaled, layers.Conv2D(2, 3)]), tmp_path)
+    assert conversion.preprocessing is not None
+    assert conversion.preprocessing.scale == 1 / 255
+
+
+@pytest.mark.parametrize("kind", ["division", "caffe"])
+def test_scaling_without_a_layer_is_seen_too(keras: Any, tmp_path: Path, kind: str) -> None:
+    picture = keras.Input((12, 12, 3))
+    x = picture / 255.0 if kind == "division" else keras.applications.vgg16.preprocess_input(picture)
+    conversion = convert(keras.Model(picture, keras.layers.Conv2D(2, 3)(x)), tmp_path)
+    assert conversion.preprocessing is not None
+    assert conversion.preprocessing.scale == 1
+    assert any("its input itself: " in note and "not scaled before" in note for note in conversion.notes)
+
+
+def test_the_model_is_not_overwritten_with_its_conversion(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    content = (models / "shapes_small.keras").read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="is the model itself, which would be lost: choose another name"):
+        convert_keras(path, path, overwrite=True)
+    assert path.read_bytes() == content
+
+
+def test_a_signature_is_refused_where_there_is_none(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="signature 'serving' was asked for, which SavedModel folders alone have"):
+        convert(models / "shapes_small.keras", tmp_path, signature="serving")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("place", ["activation", "kernel_regularizer"])
+def test_a_lambda_that_is_no_layer_is_refused(keras: Any, tmp_path: Path, suffix: str, place: str) -> None:
+    conv = keras.layers.Conv2D(2, 3, **{place: lambda x: x * 2.0})
+    keras.Sequential([keras.Input((8, 8, 3)), conv]).save(tmp_path / f"code{suffix}")
+    with pytest.raises(ConversionError, match=r"\(a lambda\), so it was not loaded: .*--unsafe.*--custom-objects"):
+        convert(tmp_path / f"code{suffix}", tmp_path)
 
 
 def test_rescaling_behind_the_first_conv_is_no_scaling_of_the_input(keras: Any, tmp_path: Path) -> None:

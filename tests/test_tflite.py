@@ -300,12 +300,36 @@ def test_each_quantized_layer_gives_the_integers_of_tflite_or_the_next(mixed_fil
     feeds = fed(source)
     expected = [value for _, value in in_tflite(path, feeds)]
     model, watched = without_sink(source.to_onnx(OPSET))
-    found = run_locally(model, watched, {"picture": feeds[0]}, [value.astype(np.float32) for value in expected])
+    expected = [value.astype(np.float32) for value in expected]
+    found = run_locally(model, watched, {"picture": feeds[0]}, expected, steps=True)
     for call, value, reference in zip(source.calls, found, expected, strict=True):
         steps = np.unique(np.round(reference, 6))
         step = np.diff(steps).min() if len(steps) > 1 else 1.0
         assert np.abs(value - reference).max() <= 1.01 * step, call.name
     assert any(not np.array_equal(value, reference) for value, reference in zip(found, expected, strict=True))
+    for value, reference in zip(run_locally(model, watched, {"picture": feeds[0]}, expected), expected, strict=True):
+        assert np.abs(value - reference).max() <= 1e-5 * np.ptp(reference)  # one step is no difference here
+
+
+def test_a_quantized_value_that_is_two_steps_off_stays_off() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[4] x) => (float[4] y) <float scale = {0.5}, int8 zero = {3}>
+        { q = QuantizeLinear(x, scale, zero) y = DequantizeLinear(q, scale, zero) }
+    """)
+    feeds = {"x": np.array([1, 1, 1, 1], np.float32)}
+    (value,) = run_locally(model, ["y"], feeds, [np.array([1, 0.5, 1.5, 2], np.float32)])
+    assert value.tolist() == [1, 0.5, 1.5, 1]
+    (value,) = run_locally(model, ["y"], feeds, [np.array([1, 0.5, 1.5, 2], np.float32)], steps=True)
+    assert value.tolist() == [1, 1, 1, 1]
+
+
+def test_an_integer_file_whose_layers_round_otherwise_is_converted(
+    mixed_files: dict[str, Path], tmp_path: Path
+) -> None:
+    conversion = convert_keras(mixed_files["int8"], tmp_path / "net.onnx")
+    assert [layer.name for layer in conversion.layer_map if layer.value is None] == []
+    assert conversion.worst.error > 1e-4  # steps
 
 
 def test_the_first_conv_of_a_quantized_file_is_what_numpy_makes_of_its_integers(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from onnxfeat.converter.half_weights import with_half_weights
 from onnxfeat.converter.keras_files import SUFFIXES, import_keras, load_keras_file
 from onnxfeat.converter.keras_models import KerasModel
 from onnxfeat.converter.other_backends import convert_elsewhere, other_backend
-from onnxfeat.converter.preparation import input_layout, notes_on, preprocessing_of
+from onnxfeat.converter.preparation import input_layout, notes_on, preprocessing_of, scaling_of
 from onnxfeat.converter.sources import Source
 from onnxfeat.converter.verification import (
     bicubic_layers,
@@ -29,7 +29,7 @@ from onnxfeat.converter.verification import (
     refuse_disagreement,
     run_file,
 )
-from onnxfeat.errors import ConversionError
+from onnxfeat.errors import ConversionError, OutputError
 from onnxfeat.files import refuse_existing, sha256_of, whole_file
 from onnxfeat.findings import Conversion
 from onnxfeat.graph.reading import read_graph
@@ -104,6 +104,8 @@ def convert_keras(
     tell = progress or (lambda _: None)
     target = Path(path)
     refuse_existing(target, overwrite)
+    if isinstance(model, str | Path) and target.resolve() == Path(model).resolve():
+        raise OutputError(f"{target} is the model itself, which would be lost: choose another name for the ONNX file")
     _refuse_options(weights, batch)
     backend = other_backend()
     if backend is not None:
@@ -134,19 +136,21 @@ def convert_keras(
         input_shapes=input_shapes,
         batch=batch,
     )
-    spec = preprocessing_of(source, preprocessing)
+    preprocessing_of(source, preprocessing, None)  # what does not fit is told before minutes of work
     names = _chosen_names(source, output_names)
     tell("converting to ONNX")
     watched = source.to_onnx(opset)
     tell("mapping the layers")
     converted, layer_map = without_watchers(watched, source, names)
     del watched
+    scaling = scaling_of(converted, source)
+    spec = preprocessing_of(source, preprocessing, scaling)
     tell(f"computing every layer in {source.computed_by.split()[0]}, and its rounding noise")
     expected = expected_of(source, spec)
     tell("comparing every layer")
     agreements = measure(converted, source, layer_map, names, expected)
     refuse_disagreement(agreements, source.computed_by, bicubic_layers(converted, layer_map))
-    notes = [*source.notes, *notes_on(source, spec, preprocessing)]
+    notes = [*source.notes, *notes_on(source, spec, preprocessing, scaling)]
     if weights == "float16":
         converted = with_half_weights(converted)
         agreements = measure(converted, source, layer_map, names, expected)
@@ -206,6 +210,10 @@ def load_source(
     Raises:
         ConversionError: It is missing, damaged, of another form, or holds code.
     """
+    if signature is not None and not (isinstance(model, str | Path) and Path(model).is_dir()):
+        raise ConversionError(
+            f"signature {signature!r} was asked for, which SavedModel folders alone have: leave it out"
+        )
     if not isinstance(model, str | Path):
         return KerasModel(model, input_shapes=input_shapes, batch=batch)
     path = Path(model)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -130,14 +131,25 @@ def _config_of(path: Path) -> dict[str, Any]:
 def _refuse_code(path: Path, config: dict[str, Any]) -> None:
     """Raise a `ConversionError` if a configuration holds code: Keras itself may run it from legacy files."""
     for part in _parts(config):
-        config_of_part = part.get("config")
-        inner = config_of_part if isinstance(config_of_part, dict) else {}
-        if part.get("class_name") in ("Lambda", "__lambda__", "function_type_lambda"):
-            name = inner.get("name") or part.get("name") or part["class_name"]
-            raise ConversionError(
-                f"{path} holds code that would run when it is loaded (Lambda layer {name!r}), so it was not loaded: if "
-                f"you trust whoever made it, allow that with --unsafe (unsafe=True in Python), or replace the layer"
-            )
+        name, held = part.get("class_name"), part.get("config")
+        if name in ("Lambda", "__lambda__", "function_type_lambda"):
+            inner = held if isinstance(held, dict) else {}
+            what = f"Lambda layer {inner.get('name') or part.get('name') or name!r}" if name == "Lambda" else "a lambda"
+        elif (name == "function" and held == "<lambda>") or _is_bytecode(part):
+            what = "a lambda"
+        else:
+            continue
+        raise ConversionError(
+            f"{path} holds code that would run when it is loaded ({what}), so it was not loaded: if you trust whoever "
+            f"made it, allow that with --unsafe (unsafe=True in Python), or replace it by a layer or a named function, "
+            f"given with --custom-objects"
+        )
+
+
+def _is_bytecode(part: dict[str, Any]) -> bool:
+    """Return whether a part of a legacy configuration is a Python function, marshaled: code, defaults and closure."""
+    value = part.get("value", part.get("config"))
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[0].startswith("4w")
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:
@@ -190,15 +202,22 @@ def _way_out(keras: Any, path: Path, config: dict[str, Any], error: Exception) -
             f"{path} holds code that would run when it is loaded ({reason_of(error)}), so it was not loaded: if you "
             f"trust whoever made it, allow that with --unsafe (unsafe=True in Python)"
         )
+    if "<lambda>" in text or "__lambda__" in text:
+        return (
+            f"{start}: Keras can't make a lambda of it again: replace it by a named function, save the model again, "
+            f"and give the function with --custom-objects functions.py"
+        )
     homes = (keras, keras.layers, keras.models, keras.initializers, keras.regularizers, keras.constraints)
-    known = {name for home in homes for name in dir(home)}
+    known = {name for home in homes for name in dir(home)} | {"Functional", "Model"}
     classes = [
         part["class_name"]
         for part in _parts(config)
         if isinstance(part.get("class_name"), str) and isinstance(part.get("config"), dict)
     ]
     lost = [name for name in dict.fromkeys(classes) if name in _OF_KERAS_2]
-    unknown = [name for name in dict.fromkeys(classes) if name not in known and f"'{name}'" in text]
+    told = re.findall(r"(?:locate|Unknown) (?:class|function|layer|object):? '([^'\n]+)'", text)
+    named = [name.rpartition(">")[2] for name in [*classes, *told] if f"'{name}'" in text]
+    unknown = [name for name in dict.fromkeys(named) if name not in known and not name.startswith(("__", "keras."))]
     if lost:
         return f"{start}{_keras_version(path)}: Keras 3 has no {quote(lost)}; {_keras_2(path)}"
     if unknown or "Could not locate" in text or "Unknown layer" in text or "custom_objects" in text:

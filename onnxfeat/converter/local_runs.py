@@ -24,6 +24,8 @@ def run_locally(
     watched: Sequence[str],
     feeds: Mapping[str, NDArray[Any]],
     references: Sequence[NDArray[Any]],
+    *,
+    steps: bool = False,
 ) -> list[NDArray[Any]]:
     """Return what each watched value is when all other watched values are the references.
 
@@ -34,6 +36,9 @@ def run_locally(
         watched: Values of it. One that a DequantizeLinear gives is cut before that, so that integers go on.
         feeds: The model's inputs by name.
         references: What the framework gave for each watched value, in real units.
+        steps: Whether quantized values are given as they are. Else an integer that is the reference's or the next to it
+            is given as the reference's: a sum in the middle of two steps is rounded either way, and such a step is far
+            more than the rounding noise of floating values.
 
     Raises:
         ConversionError: ONNX Runtime can't load or run the model.
@@ -63,7 +68,7 @@ def run_locally(
         node.input[:] = [fed.get(name, name) for name in node.input]
     found = _run(cut, given)
     return [
-        place.real(found[place.value]) if place.value in found else reference
+        place.real(found[place.value], None if steps else reference) if place.value in found else reference
         for place, reference in zip(places, references, strict=True)
     ]
 
@@ -94,12 +99,15 @@ class _Place:
         numbers: NDArray[Any] = np.rint(values.astype(np.float64) / self._scale) + self._zero
         return numbers.astype(self._zero.dtype, copy=False)
 
-    def real(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return values of the graph in real units."""
+    def real(self, values: NDArray[Any], near: NDArray[Any] | None) -> NDArray[Any]:
+        """Return values of the graph in real units; quantized ones as those near, where they are a step off at most."""
         if self._scale is None:
             return values
-        real: NDArray[Any] = ((values.astype(np.int64) - self._zero.astype(np.int64)) * self._scale).astype(np.float32)
-        return real
+        numbers = values.astype(np.int64)
+        real: NDArray[Any] = ((numbers - self._zero.astype(np.int64)) * self._scale).astype(np.float32)
+        if near is None or near.shape != real.shape:
+            return real
+        return np.where(np.abs(numbers - self.stored(near).astype(np.int64)) <= 1, near, real)
 
 
 def _run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxfeat.converter.sources import InputSpec, Source
 from onnxfeat.errors import ConversionError, quote
+from onnxfeat.graph.reading import read_graph
+from onnxfeat.graph.scaling import own_scaling
 from onnxfeat.preprocessing import CHANNELS, Preprocessing, Preset, adjusted
 from onnxfeat.recipes import InputRecipe
 
 FREE_SIDES = (96, 224, 32, 128, 256, 64, 299, 512)
 """Lengths that open axes are tried with, one after the other."""
+
+_MOST_OF_SCALED = 8.0  # pictures that are scaled, or standardized, reach no further; others reach 255
 
 _SEED = 2024
 
@@ -23,11 +28,18 @@ def input_layout(source: Source) -> str:
     return next((call.layout for call in source.calls if call.layout and len(call.layout) == 4), "NHWC")
 
 
-def preprocessing_of(source: Source, asked: Preprocessing | Preset | Mapping[str, Any] | None) -> Preprocessing | None:
+def preprocessing_of(
+    source: Source, asked: Preprocessing | Preset | Mapping[str, Any] | None, scaling: str | None
+) -> Preprocessing | None:
     """Return what to store in the file; None if the model does not take one picture.
 
     Where the caller does not say, it is Keras's own way, `load_img` (nearest) and 1/255; a model that scales its input
     by itself gets the levels 0..255 as they are.
+
+    Args:
+        source: The model.
+        asked: What the caller says.
+        scaling: How the model scales its input itself (see `scaling_of`).
 
     Raises:
         ConversionError: What the caller asks for does not fit the model.
@@ -52,10 +64,9 @@ def preprocessing_of(source: Source, asked: Preprocessing | Preset | Mapping[str
     integers = taken.dtype.kind in "iu" and taken.scale is None
     own = Preprocessing(
         size=size,
-        # Scaled, all levels of a picture of integers would become 0 or 1.
-        scale=1.0 if integers or scaling_layer(source) else 1 / 255,
         color="gray" if sides["C"] == 1 else "rgb",
         interpolation="nearest",  # the default of keras.utils.load_img
+        **_range_of(taken, raw=integers or scaling is not None),
     )
     spec = quantized(adjusted(own, asked, channels=sides["C"], integers=integers), taken)
     if spec.color not in colors:
@@ -67,6 +78,15 @@ def preprocessing_of(source: Source, asked: Preprocessing | Preset | Mapping[str
             f"size {spec.size} does not fit the model's input of {sides['H']} x {sides['W']} pixels: leave the size out"
         )
     return spec
+
+
+def _range_of(taken: InputSpec, *, raw: bool) -> dict[str, Any]:
+    """Return scale and mean for the range that an input was made for: 0..255, -1..1 where integers tell, else 0..1."""
+    # Scaled, all levels of a picture of integers would become 0 or 1.
+    low, high = taken.real_range or (0.0, 255.0 if raw else 1.0)
+    if high > _MOST_OF_SCALED:
+        return {"scale": 1.0}
+    return {"scale": 1 / 127.5, "mean": (1.0,)} if low < -0.5 else {"scale": 1 / 255}
 
 
 def quantized(spec: Preprocessing, taken: InputSpec) -> Preprocessing:
@@ -90,28 +110,35 @@ def quantized(spec: Preprocessing, taken: InputSpec) -> Preprocessing:
     )
 
 
-def scaling_layer(source: Source) -> str | None:
-    """Return the layer by which a model scales its input itself: before the first layer with weights, or None."""
-    for call in source.calls:
-        if call.layer_class in ("Rescaling", "Normalization"):
-            return call.name
-        if call.kind == "conv" or call.layer_class in ("Dense", "EinsumDense", "MultiHeadAttention", "LSTM", "GRU"):
-            return None
-    return None
+def scaling_of(model: onnx.ModelProto, source: Source) -> str | None:
+    """Return how a converted model scales its input itself, or None where it does not."""
+    if len(source.inputs) != 1:
+        return None
+    found = own_scaling(read_graph(model), source.inputs[0].name)
+    layer = next((call.name for call in source.calls if call.layer_class in ("Rescaling", "Normalization")), None)
+    return f"the model scales its input itself (layer {layer!r})" if found and layer else found
 
 
-def notes_on(source: Source, preprocessing: Preprocessing | None, asked: object) -> tuple[str, ...]:
+def notes_on(
+    source: Source, preprocessing: Preprocessing | None, asked: object, scaling: str | None
+) -> tuple[str, ...]:
     """Return the sentences on the preprocessing that the user should read."""
     if preprocessing is None:
         return ("the model does not take one picture, so no preprocessing is stored: feed it preprocessed arrays",)
     notes = []
-    layer = scaling_layer(source)
-    if layer and preprocessing.scale == 1:
-        notes.append(f"the model scales its input itself (layer {layer!r}), so pictures are not scaled before")
-    elif layer:
+    real = source.inputs[0].real_range
+    if scaling and preprocessing.scale == 1:
+        notes.append(f"{scaling}, so pictures are not scaled before")
+    elif scaling:
         notes.append(
-            f"the model scales its input itself (layer {layer!r}), and pictures are scaled by "
-            f"{preprocessing.scale:.6g} before: if it was trained on values 0..255, convert again with --preprocess raw"
+            f"{scaling}, and pictures are scaled by {preprocessing.scale:.6g} before: if it was trained on values "
+            f"0..255, convert again with --preprocess raw"
+        )
+    elif not asked and real is not None:
+        notes.append(
+            f"the file does not say how its pictures were prepared; its quantized input spans {real[0]:.3g} to "
+            f"{real[1]:.3g}, and so {_named(source.inputs[0])} is stored: convert again with "
+            f"--preprocess if it was trained otherwise"
         )
     elif not asked and preprocessing.scale != 1:
         notes.append(
@@ -122,6 +149,11 @@ def notes_on(source: Source, preprocessing: Preprocessing | None, asked: object)
     if resizing:
         notes.append(f"the model resizes its input itself (layer {resizing!r})")
     return tuple(notes)
+
+
+def _named(taken: InputSpec) -> str:
+    fields = _range_of(taken, raw=False)
+    return {1.0: "0..255", 1 / 255: "0..1"}.get(fields["scale"], "-1..1")
 
 
 def recipes_of(source: Source, preprocessing: Preprocessing | None, free_side: int) -> tuple[InputRecipe, ...]:

@@ -220,5 +220,6 @@ def _refuse_state(folder: Path, graph_def: Any) -> None:
         if why is not None:
             raise ConversionError(
                 f"{folder} can't be converted: its operator {node.op} ({node.name!r}) {why}; save the model without "
-                f"it, or with a signature that does not need it"
+                f"it, or with a signature that does not need it, or convert the Keras file that it was exported from, "
+                f"where layers for training rest"
             )

@@ -27,6 +27,7 @@ class InputSpec:
         dtype: Its element type.
         scale: Real size of one step of an input of integers that stand for real numbers; None of others.
         zero_point: The integer that stands for 0 there.
+        real_range: Least and largest real number that a quantized input takes; None of others.
     """
 
     name: str
@@ -34,6 +35,7 @@ class InputSpec:
     dtype: np.dtype[Any]
     scale: float | None = None
     zero_point: int = 0
+    real_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class TFLiteModel(Source):
         self._output_numbers = files.numbers_of(graph.outputs)
         names = _signature_names(model, "inputs")
         self.inputs = tuple(
-            _input_spec(name, graph.tensors[number]) for name, number in zip(names, self._input_numbers, strict=True)
+            _input_spec(name, model, number) for name, number in zip(names, self._input_numbers, strict=True)
         )
         self.output_names = _unique_names(_signature_names(model, "outputs"), names)
         self.calls, self._watched = _calls(model)
@@ -265,13 +266,20 @@ def _kind(model: Any, operator: Any, layouts: Mapping[int, str | None]) -> Kind:
     return "other"
 
 
-def _input_spec(name: str, tensor: Any) -> InputSpec:
-    scales, zeros = files.scale_of(tensor)
+def _input_spec(name: str, model: Any, number: int) -> InputSpec:
+    graph = files.main_graph(model)
+    tensor = quantized = graph.tensors[number]
+    if _is_floating(graph, number):  # a file may quantize a floating input first of all
+        users = [operator for operator in graph.operators if number in files.numbers_of(operator.inputs)]
+        if users and all(files.operator_name(model, operator) == "QUANTIZE" for operator in users):
+            quantized = graph.tensors[files.numbers_of(users[0].outputs)[0]]
+    scales, zeros = files.scale_of(quantized)
+    spec = InputSpec(name=name, shape=_shape(tensor), dtype=_dtype(tensor))
     if len(scales) != 1:
-        return InputSpec(name=name, shape=_shape(tensor), dtype=_dtype(tensor))
-    return InputSpec(
-        name=name, shape=_shape(tensor), dtype=_dtype(tensor), scale=float(scales[0]), zero_point=int(zeros[0])
-    )
+        return spec
+    limits, scale, zero = np.iinfo(_dtype(quantized)), float(scales[0]), int(zeros[0])
+    spec = replace(spec, real_range=((limits.min - zero) * scale, (limits.max - zero) * scale))
+    return spec if quantized is not tensor else replace(spec, scale=scale, zero_point=zero)
 
 
 def _rank(tensor: Any) -> int:

@@ -41,7 +41,7 @@ def refuse_wrong_steps(
         references: What TFLite gives for each layer on these inputs, in real units.
     """
     graph = files.main_graph(model)
-    found = run_locally(*_without_sink(converted), feeds, references)
+    found = run_locally(*_without_sink(converted), feeds, references, steps=True)
     known = dict(zip(watched, references, strict=True))
     makers = {number: operator for operator in graph.operators for number in files.numbers_of(operator.outputs)}
     for name, number, value, reference in zip(names, watched, found, references, strict=True):

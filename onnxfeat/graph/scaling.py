@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,10 @@ def _steps(graph: Graph, value: str) -> Iterator[_Step]:
     """Yield what the first nodes compute, up to the first that is none of these."""
     while True:
         users = [x for x in graph.consumers.get(value, ()) if operator(x) not in ("Shape", "Size")]
+        joined = _joined(graph, users)
+        if joined is not None:
+            value = joined
+            continue
         if len(users) != 1:
             return
         node = users[0]
@@ -72,6 +76,15 @@ def _steps(graph: Graph, value: str) -> Iterator[_Step]:
                 return
             yield step
         value = node.output[0]
+
+
+def _joined(graph: Graph, users: Sequence[onnx.NodeProto]) -> str | None:
+    """Return what puts the parts together again into which all users cut a value, as RGB is made BGR, or None."""
+    if len(users) < 2 or any(operator(user) != "Slice" for user in users):
+        return None
+    behind = [node for user in users for node in graph.consumers.get(user.output[0], ())]
+    is_one = len(behind) == len(users) and all(node is behind[0] for node in behind)
+    return behind[0].output[0] if is_one and operator(behind[0]) == "Concat" else None
 
 
 def _step(graph: Graph, node: onnx.NodeProto, value: str) -> _Step | None:
