@@ -248,10 +248,13 @@ def given_labels(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise typer.BadParameter(f"{path} can't be read: {reason}", param_hint="--labels") from error
+    if not labels:
+        raise typer.BadParameter(f"{path} is empty: write the name of one class on each line", param_hint="--labels")
+    return labels
 
 
 def _numbers(text: str, option: str, most: int) -> tuple[float, ...]:

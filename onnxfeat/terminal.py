@@ -214,7 +214,9 @@ def _form_told(found: Replay) -> Iterator[str]:
     others = f"{found.arrays_retyped + found.arrays_gone} of {found.arrays} constant arrays"
     if found.form == "changed weights":
         arrays = f"{len(found.arrays_changed)} of {found.arrays} arrays ({few(found.arrays_changed)})"
-        use = f", first used by layer {_printable(found.first_use)}" if found.first_use else ", which no layer uses"
+        renamed = found.names("lost") or found.names("found")
+        unused = "" if renamed else ", which no layer uses"
+        use = f", first used by layer {_printable(found.first_use)}" if found.first_use else unused
         yield f"weights changed: {arrays}{use}"
     elif found.form in ("float16 copy", "int8 copy"):
         kind = found.form.removesuffix(" copy")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from onnxfeat import __version__, belt, list_layers
 from onnxfeat.cli import app, main
+from onnxfeat.metadata import read_document
 from onnxfeat.running.extractor import FeatureExtractor
 
 
@@ -474,6 +475,44 @@ def test_convert_stores_the_preprocessing_that_options_set(run: Run, models: Pat
         "fill": 0.0,
     }
     assert FeatureExtractor(tmp_path / "small.onnx").preprocessing.to_json() == stored
+
+
+@pytest.mark.keras
+def test_convert_takes_its_options_from_the_command_line(run: Run, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("circle\nsquare\ntriangle\n")
+    code, out, _ = run(
+        "convert", models / "shapes_small.keras", "-o", tmp_path / "small.onnx", "--labels", tmp_path / "labels.txt",
+        "--weights", "float16", "--batch", "4", "--output-name", "scores", "--opset", "15", "--json", "-q",
+    )  # fmt: skip
+    assert code == 0
+    assert (json.loads(out)["opset"], json.loads(out)["computed_by"][:5]) == (15, "Keras")
+    document = read_document(tmp_path / "small.onnx")
+    assert document.labels == ("circle", "square", "triangle")
+    assert document.origin is not None
+    assert document.origin.weights == "float16"
+    graph = onnx.load(tmp_path / "small.onnx").graph
+    assert [output.name for output in graph.output] == ["scores"]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", "few"], "'few' is neither a number from 1 on nor dynamic"),
+        (["--input-shape", "224by224"], "'224by224' is not a shape such as 224x224x3"),
+        (["--input-shape", "8x8", "--input-shape", "9x9"], "several shapes need names"),
+        (["--labels", "absent.txt"], "absent.txt can't be read"),
+        (["--labels", "empty.txt"], "empty.txt is empty"),
+    ],
+)
+def test_convert_refuses_options_that_can_not_be_read(
+    run: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    code, out, err = run("convert", models / "shapes_small.keras", "-o", tmp_path / "small.onnx", *options)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.replace("│", " ").split())
 
 
 @pytest.mark.keras

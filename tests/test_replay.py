@@ -190,7 +190,7 @@ def renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto
     for node in copy.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    for value in copy.graph.input:
+    for value in (*copy.graph.input, *copy.graph.initializer):
         value.name = names.get(value.name, value.name)
     return copy
 
@@ -325,6 +325,21 @@ def test_one_weight_that_was_changed_is_told_with_the_first_layer_that_is_off(
     names = [name for name, _, value, _, _ in LAYERS if value is not None]
     before = names[: names.index(layer)]
     assert [statuses(found)[name] for name in before] == ["same"] * len(before)
+
+
+def test_a_changed_weight_is_told_also_where_all_names_are_others(model: onnx.ModelProto) -> None:
+    inner = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)} | {""}
+    others = {name: f"v{number}" for number, name in enumerate(sorted(inner - fixed))}
+    found = replayed(renamed(model, others))
+    assert (found.form, found.arrays_gone, found.arrays_changed) == ("rewritten", 0, ())
+    array = next(tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 4)
+
+    def change(values: Array) -> None:
+        values.flat[0] += 1e-6
+
+    found = replayed(renamed(moved(model, array, change), others))
+    assert (found.form, found.arrays_changed, found.passed) == ("changed weights", (others[array],), False)
 
 
 def test_a_weight_of_a_dead_channel_is_found_although_no_value_moves(model: onnx.ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -356,14 +357,42 @@ def _arrays(graph: Graph, reference: Reference) -> _Arrays:
     kinds = {name: (reference.weights[name].split(":")[0], digests[name].split(":")[0]) for name in shared}
     retyped = {name for name, (before, now) in kinds.items() if before != now}
     changed = [name for name in shared if name not in retyped and digests[name] != reference.weights[name]]
+    gone, others = _unmatched(reference.weights, digests)
+    if len(gone) == len(others) < len(reference.weights) - len(shared):  # some kept their numbers under other names
+        changed, gone = [*changed, *others], []
     order = {layer.name: number for number, layer in enumerate(reference.layers)}
     uses = {name: _first_use(graph, name, reference) for name in changed}
     ordered = sorted(changed, key=lambda name: (order.get(uses[name] or "", len(order)), name))
     return _Arrays(
         changed={name: uses[name] for name in ordered},
         retyped=len(retyped),
-        gone=len(reference.weights) - len(shared),
+        gone=len(gone),
     )
+
+
+def _unmatched(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the arrays of before whose name and numbers are gone, and those of now that had neither before.
+
+    An array of a new name and old numbers was renamed. One of a type that none of those gone has does not count.
+    """
+    renamed = Counter(digest for name, digest in now.items() if name not in before)
+    gone = []
+    for name, digest in before.items():
+        if name in now:
+            continue
+        if renamed[digest]:
+            renamed[digest] -= 1
+        else:
+            gone.append(name)
+    types = Counter(before[name].split(":")[0] for name in gone)
+    others = []
+    for name, digest in now.items():
+        kind = digest.split(":")[0]
+        if name not in before and renamed[digest] and types[kind]:
+            renamed[digest] -= 1
+            types[kind] -= 1
+            others.append(name)
+    return gone, others
 
 
 def _first_use(graph: Graph, array: str, reference: Reference) -> str | None:
