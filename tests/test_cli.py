@@ -626,7 +626,7 @@ def test_convert_says_what_the_user_should_know(run: Run, tmp_path: Path) -> Non
     layers = [
         keras.Input((9, 8, 3)),
         keras.layers.Dropout(0.5, name="drop"),
-        keras.layers.Rescaling(2.0, name="scaler"),
+        keras.layers.Rescaling(1 / 255, name="scaler"),
     ]
     model = keras.Sequential([*layers, keras.layers.Conv2D(2, 3)])
     model.save(tmp_path / "model.keras")
