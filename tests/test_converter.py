@@ -29,7 +29,8 @@ from onnxfeat import (
 )
 from onnxfeat.converter import cleaning, tensorflow_graphs
 from onnxfeat.converter import conversion as conversion_module
-from onnxfeat.converter.verification import refuse_disagreement
+from onnxfeat.converter.keras_models import KerasModel
+from onnxfeat.converter.verification import expected_of, is_undecided, refuse_disagreement, with_more_noise
 from onnxfeat.findings import LayerAgreement
 
 pytestmark = pytest.mark.keras
@@ -916,6 +917,30 @@ def test_a_layer_may_be_off_by_the_tolerance_or_by_its_own_noise(error: float, n
             refuse_disagreement(agreements, "Keras 3")
     else:
         refuse_disagreement(agreements, "Keras 3")
+
+
+@pytest.mark.parametrize(
+    ("error", "noise", "local", "expected"),
+    [
+        (1.3, 0.5, 1e-7, True),  # a few runs more may show noise enough
+        (0.9, 0.5, 1e-7, False),  # not off
+        (1.3, 0.5, 1e-2, False),  # wrong by itself
+        (1e-3, 1e-5, 1e-7, False),  # noise that few runs tell well
+    ],
+)
+def test_only_layers_of_wild_noise_are_decided_by_more_runs(
+    error: float, noise: float, local: float, expected: bool
+) -> None:
+    found = LayerAgreement(name="x", error=error, noise=noise, local=local, local_noise=1e-7)
+    assert is_undecided([LayerAgreement(name="fine", error=0.0, noise=0.0), found]) is expected
+
+
+def test_more_runs_never_show_less_noise(keras: Any) -> None:
+    source = KerasModel(randomize(sequential(keras)))
+    expected = expected_of(source, None)
+    more = with_more_noise(source, expected)
+    assert all(after >= before for before, after in zip(expected.noise, more.noise, strict=True))
+    assert any(after > before for before, after in zip(expected.noise, more.noise, strict=True))
 
 
 def test_rounding_noise_grows_with_what_a_layer_amplifies(keras: Any, tmp_path: Path) -> None:

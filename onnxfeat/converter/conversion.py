@@ -23,11 +23,13 @@ from onnxfeat.converter.sources import Source
 from onnxfeat.converter.verification import (
     bicubic_layers,
     expected_of,
+    is_undecided,
     layer_references,
     measure,
     output_references,
     refuse_disagreement,
     run_file,
+    with_more_noise,
 )
 from onnxfeat.errors import ConversionError, OutputError
 from onnxfeat.files import refuse_existing, sha256_of, whole_file
@@ -149,6 +151,10 @@ def convert_keras(
     expected = expected_of(source, spec)
     tell("comparing every layer")
     agreements = measure(converted, source, layer_map, names, expected)
+    if is_undecided(agreements):
+        tell("computing more of the rounding noise")
+        expected = with_more_noise(source, expected)
+        agreements = measure(converted, source, layer_map, names, expected)
     refuse_disagreement(agreements, source.computed_by, bicubic_layers(converted, layer_map))
     notes = [*source.notes, *notes_on(source, spec, preprocessing, scaling)]
     if weights == "float16":

@@ -6,7 +6,7 @@ large error says nothing. Cut at every layer, the same ONNX model shows what eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfeat.converter.messages import reason_of
 from onnxfeat.errors import ConversionError, ModelError
+from onnxfeat.graph.flattening import names_used
 from onnxfeat.running.runtime import open_session
 
 
@@ -25,6 +26,8 @@ def run_locally(
     feeds: Mapping[str, NDArray[Any]],
     references: Sequence[NDArray[Any]],
     *,
+    chosen: Collection[int] | None = None,
+    change: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     steps: bool = False,
 ) -> list[NDArray[Any]]:
     """Return what each watched value is when all other watched values are the references.
@@ -36,6 +39,8 @@ def run_locally(
         watched: Values of it. One that a DequantizeLinear gives is cut before that, so that integers go on.
         feeds: The model's inputs by name.
         references: What the framework gave for each watched value, in real units.
+        chosen: Positions of the watched values that are wanted; None means all. What they do not need is not run.
+        change: What is done to each reference before it is fed; None feeds it as it is.
         steps: Whether quantized values are given as they are. Else an integer that is the reference's or the next to it
             is given as the reference's: a sum in the middle of two steps is rounded either way, and such a step is far
             more than the rounding noise of floating values.
@@ -55,22 +60,52 @@ def run_locally(
     makers = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     places = [_Place(name, makers, weights) for name in watched]
-    given = dict(feeds)
+    numbers = range(len(places)) if chosen is None else chosen
     del graph.output[:], graph.value_info[:]  # shapes that were recorded may be of another batch
-    for place, reference in zip(places, references, strict=True):
-        if place.value in makers and place.fed not in given:
-            given[place.fed] = place.stored(reference)
-            kind = onnx.helper.np_dtype_to_tensor_dtype(given[place.fed].dtype)
-            graph.input.append(onnx.helper.make_tensor_value_info(place.fed, kind, reference.shape))
-            graph.output.append(onnx.helper.make_tensor_value_info(place.value, kind, None))
-    fed = {place.value: place.fed for place in places if place.fed in given}
+    sources: dict[str, int] = {}
+    for number, place in enumerate(places):
+        if place.value in makers and place.fed not in sources:
+            sources[place.fed] = number
+            kind = onnx.helper.np_dtype_to_tensor_dtype(place.stored_type(references[number]))
+            graph.input.append(onnx.helper.make_tensor_value_info(place.fed, kind, references[number].shape))
+            if any(places[wanted].value == place.value for wanted in numbers):
+                graph.output.append(onnx.helper.make_tensor_value_info(place.value, kind, None))
+    fed = {place.value: place.fed for place in places if place.fed in sources}
     for node in graph.node:
         node.input[:] = [fed.get(name, name) for name in node.input]
-    found = _run(cut, given)
+    _prune(graph)
+    found = {}
+    if graph.output:
+        given = dict(feeds)
+        for name in [value.name for value in graph.input if value.name in sources]:
+            number = sources[name]
+            reference = references[number] if change is None else change(references[number])
+            given[name] = places[number].stored(reference)
+        found = _run(cut, {value.name: given[value.name] for value in graph.input})
     return [
-        place.real(found[place.value], None if steps else reference) if place.value in found else reference
-        for place, reference in zip(places, references, strict=True)
+        places[number].real(found[places[number].value], None if steps else references[number])
+        if places[number].value in found
+        else references[number]
+        for number in numbers
     ]
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Take away what no output needs."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(names_used(node))
+    for field, items in (
+        (graph.node, kept[::-1]),
+        (graph.input, [value for value in graph.input if value.name in needed]),
+        (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
+    ):
+        copies = [type(item).FromString(item.SerializeToString()) for item in items]
+        del field[:]
+        field.extend(copies)
 
 
 class _Place:
@@ -98,6 +133,10 @@ class _Place:
             return values
         numbers: NDArray[Any] = np.rint(values.astype(np.float64) / self._scale) + self._zero
         return numbers.astype(self._zero.dtype, copy=False)
+
+    def stored_type(self, values: NDArray[Any]) -> np.dtype[Any]:
+        """Return the element type in which the graph holds real values."""
+        return values.dtype if self._scale is None else self._zero.dtype
 
     def real(self, values: NDArray[Any], near: NDArray[Any] | None) -> NDArray[Any]:
         """Return values of the graph in real units; quantized ones as those near, where they are a step off at most."""
