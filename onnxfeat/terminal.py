@@ -68,7 +68,7 @@ def outcome(conversion: Conversion) -> Iterator[str]:
             yield f"  {reason}: {few(names)}"
     vague = [layer.name for layer in conversion.layer_map if layer.status == "ambiguous"]
     if vague:
-        yield f"note: {len(vague)} layers are flat on the reference input, which proves little: {few(vague)}"
+        yield f"note: comparing proves little of {len(vague)} layers (--json says why): {few(vague)}"
     alone = [layer for layer in conversion.layers if layer.local is not None]
     if alone:
         most = max(alone, key=lambda layer: layer.local or 0.0)

@@ -924,6 +924,7 @@ def test_a_layer_may_be_off_by_the_tolerance_or_by_its_own_noise(error: float, n
     [
         (1.3, 0.5, 1e-7, True),  # a few runs more may show noise enough
         (0.9, 0.5, 1e-7, False),  # not off
+        (0.05, 0.02, 1e-7, True),
         (1.3, 0.5, 1e-2, False),  # wrong by itself
         (1e-3, 1e-5, 1e-7, False),  # noise that few runs tell well
     ],

@@ -38,7 +38,8 @@ Converted by `python tools/applications.py` with {tools}; random weights, defaul
 relative to the layer's range; a layer passes with an error of at most 1e-5, or twice its own rounding noise, which is
 how far Keras is from itself when each layer's output moves by up to 4 units in the last place. Deep networks with
 random weights amplify rounding without end: layers with an error above 1e-5 were compared on the very inputs that they
-had in Keras too; `on own inputs` is the largest error of these. `absent` layers are
+had in Keras too; `on own inputs` is the largest error of these. Where noise fills the range, twice of it is no measure:
+such layers are `ambiguous`, and right on their own inputs. `absent` layers are
 those whose padding became part of the convolution behind them, or that pass the input on; the ONNX file says so of
 each. `seconds` are those of the conversion, the comparison included; `of plain` is the time without the comparison, and
 `run of plain` the run time of the file, each relative to plain tf2onnx (`-`: that fails, or gives a file that does not
@@ -95,6 +96,7 @@ def convert(name: str, side: int | None, with_plain: bool) -> dict[str, Any]:
             "where": found.worst.name,
             "local": max((layer.local for layer in found.layers if layer.local is not None), default=None),
             "over": [layer.name for layer in found.layers if layer.error > max(1e-5, 2 * layer.noise)],
+            "vague": [layer.name for layer in found.layer_map if layer.status == "ambiguous"],
             "seconds": found.seconds,
             "absent_for": sorted({layer.reason for layer in found.absent}),
         }

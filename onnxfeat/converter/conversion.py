@@ -24,6 +24,7 @@ from onnxfeat.converter.verification import (
     bicubic_layers,
     expected_of,
     is_undecided,
+    is_within_noise,
     layer_references,
     measure,
     output_references,
@@ -33,7 +34,7 @@ from onnxfeat.converter.verification import (
 )
 from onnxfeat.errors import ConversionError, OutputError
 from onnxfeat.files import refuse_existing, sha256_of, whole_file
-from onnxfeat.findings import Conversion
+from onnxfeat.findings import Conversion, LayerAgreement
 from onnxfeat.graph.reading import read_graph
 from onnxfeat.graph.weights import digests_of
 from onnxfeat.metadata import Document, MappedLayer, Origin
@@ -167,7 +168,7 @@ def convert_keras(
         )
     measured = _with_errors(layer_map, agreements)
     layers = layer_references(source, measured, expected)
-    measured = _told_ambiguous(measured, layers)
+    measured = _told_ambiguous(measured, layers, agreements)
     document = Document(
         layer_map=measured,
         preprocessing=spec,
@@ -297,11 +298,23 @@ def _with_errors(layer_map: Sequence[MappedLayer], agreements: Sequence[Any]) ->
     )
 
 
-def _told_ambiguous(layer_map: tuple[MappedLayer, ...], layers: Sequence[LayerReference]) -> tuple[MappedLayer, ...]:
-    """Say of layers that are the same everywhere that comparing them proves nothing."""
+def _told_ambiguous(
+    layer_map: tuple[MappedLayer, ...], layers: Sequence[LayerReference], agreements: Sequence[LayerAgreement]
+) -> tuple[MappedLayer, ...]:
+    """Say of layers that are the same everywhere, or noise everywhere, that comparing them proves little."""
     flat = {layer.name for layer in layers if layer.is_constant and math.prod(layer.shape) > 1}
     reason = "its output is the same everywhere on the reference input, so that the comparison proves little"
-    return tuple(dataclasses.replace(mapped, reason=reason) if mapped.name in flat else mapped for mapped in layer_map)
+    reasons = dict.fromkeys(flat, reason)
+    for found in agreements:
+        if not is_within_noise(found) and found.local is not None:
+            reasons[found.name] = (
+                f"rounding moves it by {found.noise:.1e} of its range in the framework itself, so that only the "
+                f"comparison on its own inputs tells: off by {found.local:.1e}"
+            )
+    return tuple(
+        dataclasses.replace(mapped, reason=reasons[mapped.name]) if mapped.name in reasons else mapped
+        for mapped in layer_map
+    )
 
 
 def _picture_input(model: onnx.ModelProto, source: Source) -> ModelInput:

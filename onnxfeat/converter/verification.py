@@ -39,6 +39,7 @@ What rounding alone does there is in models/applications.md.
 """
 
 _WILD = 0.01  # of the range: noise that deep networks have amplified
+_FILLING = 0.1  # of the range: noise that leaves nothing to compare
 
 _SEED = 2024
 _NOISE_RUNS = 4
@@ -206,10 +207,16 @@ def _moved(array: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
     return disturbed(array, random) if array.dtype.kind == "f" else array
 
 
+def is_within_noise(found: LayerAgreement) -> bool:
+    """Return whether a layer is off by no more than the tolerance, or twice its own noise."""
+    return found.error <= max(TOLERANCE, NOISE_FACTOR * found.noise)
+
+
 def is_undecided(agreements: Sequence[LayerAgreement]) -> bool:
     """Return whether the layers that are off have a noise that few runs tell badly, and are right by themselves."""
     off = [found for found in agreements if is_off(found)]
-    return bool(off) and all(found.noise > _WILD and not is_off(replace(found, noise=found.error)) for found in off)
+    wild = [found for found in agreements if found.noise > _WILD and not is_within_noise(found)]
+    return bool(wild) and all(found in wild and not is_off(replace(found, noise=found.error)) for found in off)
 
 
 def is_off(found: LayerAgreement) -> bool:
@@ -221,7 +228,8 @@ def is_off(found: LayerAgreement) -> bool:
         >>> is_off(LayerAgreement(name="a", error=1e-3, noise=1e-3, local=1e-3, local_noise=1e-7))
         True
     """
-    within = found.error <= max(TOLERANCE, NOISE_FACTOR * found.noise)  # NaN is off
+    # Where noise fills the range, a multiple of it is no measure; the layer's own inputs are. NaN is off.
+    within = is_within_noise(found) or (found.noise > _FILLING and found.local is not None and np.isfinite(found.error))
     alone = found.local is None or found.local <= max(LOCAL_TOLERANCE, NOISE_FACTOR * (found.local_noise or 0.0))
     return not (within and alone)
 
