@@ -326,6 +326,7 @@ def test_weights_can_be_halved_and_it_is_told_how_far_that_moves_layers(keras: A
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.FLOAT16}
     assert conversion.path.stat().st_size < whole - 20_000
     assert 1e-5 < conversion.worst.error < 5e-3
+    assert {layer.status for layer in conversion.layer_map} == {"exact"}
     assert any("the weights are rounded to float16: that moves layers by" in note for note in conversion.notes)
     assert [layer.name for layer in list_layers(conversion.path)] == [layer.name for layer in model.layers]
     assert check(conversion.path, provider="cpu").passed

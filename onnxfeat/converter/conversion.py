@@ -158,6 +158,7 @@ def convert_keras(
         agreements = measure(converted, source, layer_map, names, expected)
     refuse_disagreement(agreements, source.computed_by, bicubic_layers(converted, layer_map))
     notes = [*source.notes, *notes_on(source, spec, preprocessing, scaling)]
+    proven = agreements
     if weights == "float16":
         converted = with_half_weights(converted)
         agreements = measure(converted, source, layer_map, names, expected)
@@ -168,7 +169,7 @@ def convert_keras(
         )
     measured = _with_errors(layer_map, agreements)
     layers = layer_references(source, measured, expected)
-    measured = _told_ambiguous(measured, layers, agreements)
+    measured = _told_ambiguous(measured, layers, proven)
     document = Document(
         layer_map=measured,
         preprocessing=spec,
