@@ -143,11 +143,7 @@ IMPORTS: dict[str, set[str]] = {
         "graph.layouts",
         "records",
     },
-    "converter.local_runs": {
-        "converter.messages",
-        "errors",
-        "running.runtime",
-    },
+    "converter.local_runs": {"converter.messages", "errors", "graph.flattening", "running.runtime"},
     "converter.messages": set(),
     "converter.other_backends": {
         "converter.messages",

@@ -881,7 +881,13 @@ def test_a_loop_whose_end_is_computed_is_ended_by_ctrl_c(tmp_path: Path) -> None
     np.save(tmp_path / "w.npy", np.ones((3, 3, 1, 1), np.float32))
     words = [sys.executable, "-m", "onnxfeat", "draw", model, tmp_path / "x.npy", "--input"]
     words += [f"w={tmp_path / 'w.npy'}", "-o", tmp_path / "maps"]
-    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that starts the tests in the background has it ignored, and processes inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=8)  # it runs
