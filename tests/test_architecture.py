@@ -144,7 +144,7 @@ IMPORTS: dict[str, set[str]] = {
         "records",
     },
     "converter.local_runs": {"converter.messages", "errors", "graph.flattening", "running.runtime"},
-    "converter.messages": set(),
+    "converter.messages": {"errors"},
     "converter.other_backends": {
         "converter.messages",
         "converter.verification",

@@ -19,7 +19,9 @@ from onnxfeat.converter.keras_files import SUFFIXES, import_keras, load_keras_fi
 from onnxfeat.converter.keras_models import KerasModel
 from onnxfeat.converter.other_backends import convert_elsewhere, other_backend
 from onnxfeat.converter.preparation import input_layout, notes_on, preprocessing_of, scaling_of
+from onnxfeat.converter.saved_models import load_saved_model
 from onnxfeat.converter.sources import Source
+from onnxfeat.converter.tflite_models import load_tflite
 from onnxfeat.converter.verification import (
     bicubic_layers,
     expected_of,
@@ -233,12 +235,8 @@ def load_source(
     if input_shapes is not None:
         raise ConversionError(f"{path} says itself what its inputs are: leave the input shapes out")
     if path.is_dir():
-        from onnxfeat.converter.saved_models import load_saved_model
-
         return _with_batch(load_saved_model(path, signature=signature, unsafe=unsafe), batch)
     if suffix == ".tflite":
-        from onnxfeat.converter.tflite_models import load_tflite
-
         return _with_batch(load_tflite(path), batch)
     if not path.exists():
         raise ConversionError(f"there is no file {path}: check the path of the model")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onnxfeat.converter.messages import reason_of, without_greetings
+from onnxfeat.converter.messages import reason_of, unreadable_told, without_greetings
 from onnxfeat.errors import ConversionError, MissingPackageError, quote
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -95,15 +95,8 @@ def _depthwise_of_keras_2(keras: Any) -> Any:
 
 
 def _refuse_other(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except FileNotFoundError:
-        raise ConversionError(f"there is no file {path}: check the path of the model") from None
-    except OSError as error:
-        raise ConversionError(
-            f"{path} can't be read: {error.strerror}; check that it is a file you may read"
-        ) from error
+    with unreadable_told(path), path.open("rb") as file:
+        start = file.read(8)
     # A .keras file is a zip archive, an .h5 file begins with the signature of HDF5.
     if not start.startswith(b"PK\x03\x04" if path.suffix.lower() == ".keras" else b"\x89HDF\r\n\x1a\n"):
         raise ConversionError(f"{path} is not what its name says, or empty: save the model again")

@@ -7,6 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from onnxfeat.errors import ConversionError
 
 
 def reason_of(error: Exception) -> str:
@@ -16,6 +19,19 @@ def reason_of(error: Exception) -> str:
     telling = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
     telling.sort(key=lambda line: not line.startswith(cause))  # Keras puts a whole configuration before it
     return telling[0].removeprefix(cause)[:300] if telling else type(error).__name__
+
+
+@contextlib.contextmanager
+def unreadable_told(path: Path) -> Iterator[None]:
+    """Raise a `ConversionError` in place of what the operating system says while a model file is read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConversionError(f"there is no file {path}: check the path of the model") from None
+    except OSError as error:
+        raise ConversionError(
+            f"{path} can't be read: {error.strerror}; check that it is a file you may read"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.converter.messages import reason_of
+from onnxfeat.converter.messages import reason_of, unreadable_told
 from onnxfeat.errors import ConversionError
 
 _IDENTIFIER = b"TFL3"
@@ -34,14 +34,8 @@ def read_tflite(path: Path) -> Any:
     Raises:
         ConversionError: The file can't be read, or is empty, damaged, or no TFLite file.
     """
-    try:
+    with unreadable_told(path):
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise ConversionError(f"there is no file {path}: check the path of the model") from None
-    except OSError as error:
-        raise ConversionError(
-            f"{path} can't be read: {error.strerror}; check that it is a file you may read"
-        ) from error
     if not content:
         raise ConversionError(f"{path} is empty: write or download the TFLite file again")
     if content[4:8] != _IDENTIFIER:

@@ -54,14 +54,21 @@ class Expected:
 
     Attributes:
         recipes: The inputs.
+        feeds: What the recipes give, in their order.
         values: The model's outputs and then each call's.
         noise: For each of them, how far it moves relative to its range when what each layer gives moves by a few units
             in the last place: no other order of summation can be asked to be closer.
     """
 
     recipes: tuple[InputRecipe, ...]
+    feeds: tuple[NDArray[Any], ...]
     values: tuple[NDArray[Any], ...]
     noise: tuple[float, ...]
+
+    @property
+    def by_name(self) -> dict[str, NDArray[Any]]:
+        """The feeds by the names of the inputs."""
+        return {recipe.name: feed for recipe, feed in zip(self.recipes, self.feeds, strict=True)}
 
 
 def expected_of(source: Source, preprocessing: Preprocessing | None) -> Expected:
@@ -70,16 +77,14 @@ def expected_of(source: Source, preprocessing: Preprocessing | None) -> Expected
     Raises:
         ConversionError: It can't be run, whatever the length of its open axes.
     """
-    recipes, values = _first_run(source, preprocessing)
-    feeds = [recipe.values() for recipe in recipes]
+    recipes, feeds, values = _first_run(source, preprocessing)
     noise = _noise(source, feeds, values, range(_NOISE_RUNS))
-    return Expected(recipes=recipes, values=tuple(values), noise=tuple(float(x) for x in noise))
+    return Expected(recipes=recipes, feeds=feeds, values=tuple(values), noise=tuple(float(x) for x in noise))
 
 
 def with_more_noise(source: Source, expected: Expected) -> Expected:
     """Return what was expected with the noise of more runs: where it is as large as the range, it varies widely."""
-    feeds = [recipe.values() for recipe in expected.recipes]
-    more = _noise(source, feeds, expected.values, range(_NOISE_RUNS, _NOISE_RUNS + _MORE_NOISE_RUNS))
+    more = _noise(source, expected.feeds, expected.values, range(_NOISE_RUNS, _NOISE_RUNS + _MORE_NOISE_RUNS))
     return replace(expected, noise=tuple(float(x) for x in np.fmax(expected.noise, more)))
 
 
@@ -96,14 +101,18 @@ def _noise(
 
 def _first_run(
     source: Source, preprocessing: Preprocessing | None
-) -> tuple[tuple[InputRecipe, ...], list[NDArray[Any]]]:
-    """Return inputs that the model takes, and what it gives; open axes are tried with several lengths."""
+) -> tuple[tuple[InputRecipe, ...], tuple[NDArray[Any], ...], list[NDArray[Any]]]:
+    """Return recipes for inputs that the model takes, these inputs, and what it gives.
+
+    Open axes are tried with several lengths.
+    """
     is_open = any(length is None for spec in source.inputs for length in spec.shape[1:])
     problems = []
     for side in FREE_SIDES if is_open else FREE_SIDES[:1]:
         recipes = recipes_of(source, preprocessing, side)
+        feeds = tuple(recipe.values() for recipe in recipes)
         try:
-            return recipes, source.run([recipe.values() for recipe in recipes])
+            return recipes, feeds, source.run(feeds)
         except ConversionError as error:
             problems.append(error)
     raise problems[0]
@@ -133,7 +142,7 @@ def measure(
             f"the converted model has the inputs {inputs}, and {[spec.name for spec in source.inputs]} are wanted: "
             f"report it with the model"
         )
-    feeds = {recipe.name: recipe.values() for recipe in expected.recipes}
+    feeds = expected.by_name
     try:
         results = session.run(wanted, feeds)
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
@@ -172,7 +181,7 @@ def _with_local_errors(
     ]
     values = [str(layer.value) for layer, _, _ in mapped]
     given = [_in_order(value, call.layout, layer.layout) for layer, call, value in mapped]
-    feeds = {recipe.name: recipe.values() for recipe in expected.recipes}
+    feeds = expected.by_name
     result = list(agreements)
     doubtful = [number for number, found in enumerate(agreements) if found.error > TOLERANCE]
     for chosen in _in_parts(doubtful, given):
@@ -242,7 +251,7 @@ def run_file(path: Path, expected: Expected) -> None:
     """
     try:
         session, _ = open_session(path, "cpu", "the converted file")
-        session.run(None, {recipe.name: recipe.values() for recipe in expected.recipes})
+        session.run(None, expected.by_name)
     except ModelError as error:
         raise ConversionError(f"the conversion gave a file that does not load: {error}") from error
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
