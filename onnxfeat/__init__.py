@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxfeat.converter import convert_keras
+    from onnxfeat.drawing.animations import save_animation
+    from onnxfeat.drawing.channel_statistics import statistics
     from onnxfeat.drawing.gallery import save_pictures
-    from onnxfeat.drawing.pictures import belt, grid, normalize, statistics
+    from onnxfeat.drawing.overlays import overlay
+    from onnxfeat.drawing.pictures import belt, grid
     from onnxfeat.drawing.plots import plot
+    from onnxfeat.drawing.scales import normalize
+    from onnxfeat.drawing.styles import Style
     from onnxfeat.errors import (
         ConversionError,
         LayerError,
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from onnxfeat.records import FeatureMap, Features, Layer
     from onnxfeat.running.exposure import expose
     from onnxfeat.running.extractor import FeatureExtractor
+    from onnxfeat.running.frames import Frames
     from onnxfeat.running.proof import check
 
 __version__ = "0.1.0"
@@ -48,9 +54,15 @@ _HOMES = {
     ),
     "running.exposure": ("expose",),
     "running.extractor": ("FeatureExtractor",),
+    "running.frames": ("Frames",),
+    "drawing.animations": ("save_animation",),
     "drawing.gallery": ("save_pictures",),
     "layers.inventory": ("list_layers",),
-    "drawing.pictures": ("belt", "grid", "normalize", "statistics"),
+    "drawing.overlays": ("overlay",),
+    "drawing.pictures": ("belt", "grid"),
+    "drawing.scales": ("normalize",),
+    "drawing.channel_statistics": ("statistics",),
+    "drawing.styles": ("Style",),
     "drawing.plots": ("plot",),
     "running.proof": ("check",),
     "findings": ("Check", "Conversion"),
@@ -69,12 +81,16 @@ __all__ = [  # noqa: RUF022  # in the order of use
     "statistics",
     "belt",
     "grid",
+    "overlay",
     "plot",
     "save_pictures",
+    "save_animation",
+    "Style",
     "Check",
     "Conversion",
     "FeatureMap",
     "Features",
+    "Frames",
     "Layer",
     "Preprocessing",
     "OnnxfeatError",

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from onnxfeat import __version__
-from onnxfeat.drawing.colormaps import Colormap
+from onnxfeat.draw_command import draw
 from onnxfeat.errors import ModelError
 from onnxfeat.options import (
     AsJson,
@@ -60,10 +60,8 @@ from onnxfeat.terminal import (
     print_json,
     print_line,
     print_table,
-    progress,
     say,
     stages,
-    summary,
     verdict,
 )
 
@@ -245,112 +243,7 @@ def expose(
             print_line(str(output))
 
 
-@app.command(epilog="Example: onnxfeat draw model.onnx cat.jpg -o maps --layers 'conv2d*'")
-def draw(
-    model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE...", help="Pictures or .npy arrays.", readable=False, show_default=False),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.", readable=False, show_default=False),
-    ],
-    layers: Layers = None,
-    provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
-    colormap: Annotated[Colormap, typer.Option(help="Colors of the pictures.")] = "viridis",
-    inputs: Inputs = None,
-    max_bytes: MaxBytes = "1GiB",
-    check_too: Annotated[
-        bool, typer.Option("--check", help="Prove on the first picture that watching changes nothing (see check).")
-    ] = False,
-    preprocess: Preprocess = None,
-    size: Size = None,
-    scale: Scale = None,
-    mean: Mean = None,
-    std: Std = None,
-    color: Color = None,
-    interpolation: Resize = None,
-    aspect: Shape = None,
-    resampling: Resampler = None,
-    fill: Fill = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Draw every layer's channels for one picture or many: one PNG file a layer, and run.json.
-
-    Pictures are prepared as the model's metadata say, else resized to the input, RGB, times 1/255 (unless the model's
-    first nodes scale them).
-    """
-    with errors_told(debug):
-        logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
-        from onnxfeat.drawing.gallery import save_pictures
-        from onnxfeat.running.extractor import FeatureExtractor
-        from onnxfeat.running.planning import readable
-
-        changes = changed_fields(
-            preset=preprocess,
-            size=size,
-            scale=scale,
-            mean=mean,
-            std=std,
-            color=color,
-            interpolation=interpolation,
-            aspect=aspect,
-            resampling=resampling,
-            fill=fill,
-        )
-        given = given_inputs(inputs)
-        extractor = FeatureExtractor(
-            model, layers=layers, provider=provider, preprocessing=changes, inputs=given, max_bytes=max_bytes
-        )
-        checked = None
-        if check_too:
-            from onnxfeat.running.proof import check as check_model
-
-            with stages(quiet) as tell:
-                checked = check_model(
-                    model,
-                    images[0],
-                    layers=layers,
-                    provider=provider,
-                    preprocessing=changes,
-                    inputs=given,
-                    max_bytes=max_bytes,
-                    progress=tell,
-                )
-        pictures = list(images)
-        plan = extractor.plan(pictures)
-        if len(plan.passes) > 1:
-            say(
-                quiet,
-                f"the maps of a picture take {readable(plan.total)}: drawn in {len(plan.passes)} passes within "
-                f"{readable(plan.max_bytes)}",
-            )
-        with progress(quiet, "drawing", len(pictures) * len(extractor.layers)) as advance:
-            record = save_pictures(
-                extractor.stream(pictures),
-                output,
-                colormap=colormap,
-                overwrite=overwrite,
-                progress=lambda _: advance(),
-                facts={} if checked is None else {"check": checked.to_json()},
-            )
-        for line in (*extractor.hidden, *summary(record)):
-            say(quiet, line)
-        if checked is not None:
-            for line in verdict(checked):
-                say(quiet, line)
-        if as_json:
-            print_json(record)
-        else:
-            for picture in record["pictures"]:
-                for layer in picture["layers"]:
-                    print_line(str(output / layer["file"]))
-        if checked is not None and not checked.passed:
-            raise typer.Exit(1)
+app.command(epilog="Example: onnxfeat draw model.onnx cat.jpg -o maps --layers 'conv2d*' --normalize minmax")(draw)
 
 
 @app.command(epilog="Example: onnxfeat check model.onnx cat.jpg")

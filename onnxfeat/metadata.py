@@ -9,12 +9,12 @@ The document is the value of the key `onnxfeat` in the model's `metadata_props`:
       "input":         {"name", "shape", "layout", "dtype", "scaling"},
       "labels":        ["cat", "dog", ...],
       "origin":        {"file", "sha256", "framework", "weights", "tools": {"tf2onnx": "1.17.0", ...}},
-      "exposed":       {"source_sha256", "input": as above, "layers": [...]}
+      "exposed":       {"source_sha256", "input": as above, "layers": [...], "skeleton": {"steps", "places"}}
     }
 
 `layer_map`, `preprocessing` and `input` (the one that takes the picture) are written by the conversion from Keras,
-`exposed` by `expose`; each may be missing, and so may `aspect`, `resampling`, `fill` and `scaling`, which older
-versions do not write.
+`exposed` by `expose`; each may be missing, and so may `aspect`, `resampling`, `fill`, `scaling` and `skeleton`, which
+older versions do not write. `skeleton` says which pixels the layers see (see `onnxfeat.registration`).
 `status` of a mapped layer is `exact`; `absent` where the graph has no value for it (then `value` is null and `reason`
 says why); or `ambiguous` where there is a value, but what it was compared on proves nothing (`reason` says why).
 `origin` says what the file was converted from (of a folder, `sha256` is that of the lines `name sha256` of its files)
@@ -35,13 +35,14 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from onnxfeat.errors import ModelError, PictureError
 from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import Kind, Layer, ModelInput
+from onnxfeat.registration import Skeleton
 from onnxfeat.serialization import fields_from_json, fields_to_json
 
 KEY = "onnxfeat"
@@ -148,11 +149,13 @@ class Exposed:
         source_sha256: SHA-256 of the file that it was made from.
         input: The input that takes the picture; None where it takes more to tell.
         layers: The exposed layers; the value of each is an output of the file.
+        skeleton: What leads from the picture to them, with a place for each; without places in files of older versions.
     """
 
     source_sha256: str
     input: ModelInput | None
     layers: tuple[Layer, ...]
+    skeleton: Skeleton = field(default_factory=Skeleton)
 
     def refuse_unclear(self, origin: str) -> None:
         """Raise a `ModelError` if there are no layers, or two of one name."""
@@ -204,6 +207,8 @@ class Document:
                 "input": None if self.exposed.input is None else self.exposed.input.to_json(),
                 "layers": [layer.to_json() for layer in self.exposed.layers],
             }
+            if self.exposed.skeleton.places:
+                data["exposed"]["skeleton"] = self.exposed.skeleton.to_json()
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -229,11 +234,12 @@ class Document:
             preprocessing, picture_input = data.get("preprocessing"), data.get("input")
             exposed = None
             if exposed_data is not None:
-                picture = exposed_data["input"]
+                picture, skeleton = exposed_data["input"], exposed_data.get("skeleton")
                 exposed = Exposed(
                     source_sha256=exposed_data["source_sha256"],
                     input=None if picture is None else ModelInput.from_json(picture),
                     layers=tuple(Layer.from_json(layer) for layer in exposed_data["layers"]),
+                    skeleton=Skeleton() if skeleton is None else Skeleton.from_json(skeleton),
                 )
             document = cls(
                 layer_map=tuple(MappedLayer.from_json(layer) for layer in data.get("layer_map", ())),
@@ -266,6 +272,8 @@ def _check(document: Document) -> None:
     if exposed is not None:
         _check_texts(exposed, "source_sha256")
         inputs.append(exposed.input)
+        if len(exposed.skeleton.places) not in (0, len(exposed.layers)):
+            raise ValueError(f"{len(exposed.skeleton.places)} places of {len(exposed.layers)} layers")
     for mapped in document.layer_map:
         _check_texts(mapped, "name", "keras_class", "reason", maybe=("value",))
         _check_axes(mapped.kind, mapped.layout, None)

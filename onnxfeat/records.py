@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxfeat.errors import LayerError, nearest, quote
 from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.registration import Registration
 from onnxfeat.serialization import fields_from_json, fields_to_json
 
 Kind = Literal["conv", "pool", "activation", "norm", "other"]
@@ -244,6 +247,8 @@ class FeatureMap:
         layer: The layer that gave it.
         array: Its values, float32, shape `(N, C, *spatial)`: channels first whatever the graph's layout. Read-only.
         saturated: Of a quantized value, the share (0 to 1) of integers at either end of their type; None of others.
+        registration: Which part of the picture each cell sees; None where no cell belongs to a place (behind global
+            pooling or a dense layer), or where nobody knows.
 
     Example:
         >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="y")
@@ -254,6 +259,7 @@ class FeatureMap:
     layer: Layer
     array: NDArray[np.float32]
     saturated: float | None = None
+    registration: Registration | None = None
 
     def __post_init__(self) -> None:
         """Lock the record's view of the array; the caller's own array stays as it is."""
@@ -279,6 +285,11 @@ class FeatureMap:
     def __repr__(self) -> str:
         """Return name and shape; the values would fill the screen."""
         return f"FeatureMap({self.name!r}, shape={self.shape})"
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the picture that notebooks show; None, and so the text above, where the map can't be drawn."""
+        png: bytes | None = _notebooks().png_of(self)
+        return png
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +329,8 @@ class Features(Mapping[str, FeatureMap]):
             the maps of some of them.
         first: Position of the first of `pictures` among all that were passed; 0 unless this is such a part.
         left_out: Name of each chosen layer that has no map, and the reason.
+        photographs: The pictures as they were passed (path, PIL image or array), to draw maps over them; None for those
+            that were preprocessed.
 
     Example:
         >>> from onnxfeat import FeatureExtractor
@@ -341,6 +354,7 @@ class Features(Mapping[str, FeatureMap]):
     layers: tuple[str, ...] = ()
     first: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
+    photographs: tuple[Any, ...] = ()
 
     def __getitem__(self, name: str) -> FeatureMap:
         """Return the feature map of a layer; an unknown name is a `LayerError` that names the nearest ones."""
@@ -364,6 +378,16 @@ class Features(Mapping[str, FeatureMap]):
     def __repr__(self) -> str:
         """Return the counts; the values would fill the screen."""
         return f"Features({len(self)} layers of {len(self.pictures)} pictures, model={self.model!r})"
+
+    def _repr_html_(self) -> str:
+        """Return the page that notebooks show."""
+        html: str = _notebooks().html_of(self)
+        return html
+
+
+def _notebooks() -> ModuleType:
+    # By name and late: drawing is built on these records, and imports go one way. Only notebooks come here.
+    return importlib.import_module("onnxfeat.drawing.notebooks")
 
 
 class UnknownLayerError(LayerError, KeyError):

@@ -27,19 +27,25 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
     note = f" ({provider['note']})" if provider["note"] else ""
     yield f"ran on {provider['got'].removesuffix('ExecutionProvider')}{note}"
     size = "x".join(str(side) for side in preprocessing["size"] or ()) or "the input's size"
-    ready = [picture["picture"] for picture in record["pictures"] if picture["preprocessed"]]
+    pictures = record.get("pictures", [])  # an animation has frames, and each layer once
+    ready = [picture["picture"] for picture in pictures if picture["preprocessed"]]
     if ready:
-        yield f"taken as preprocessed already: {', '.join(ready)}"
-    if len(ready) < len(record["pictures"]):
+        yield f"taken as preprocessed already: {few(ready)}"
+    if len(ready) < len(pictures) or "frames" in record:
         yield (
             f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
             f"{_resize(preprocessing)}, times {preprocessing['scale']:.6g}, minus "
             f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
         )
-    layers = [layer for picture in record["pictures"] for layer in picture["layers"]]
+    layers = record["layers"] if "frames" in record else [layer for picture in pictures for layer in picture["layers"]]
     channels = sum(layer["channels"] for layer in layers)
     constant = sum(len(layer["constant_channels"]) for layer in layers)
-    yield f"layers drawn: {len(layers)}, channels: {channels:,}, of them constant (flat): {constant:,}"
+    dead = sum(len(layer["dead_channels"]) for layer in layers)
+    frames = f" in {len(record['frames']):,} frames" if "frames" in record else ""
+    yield (
+        f"layers drawn: {len(layers)}{frames}, channels: {channels:,}, of them constant (flat): {constant:,}, "
+        f"0 everywhere: {dead:,}"
+    )
     broken = [layer for layer in layers if layer["not_finite_values"]]
     if broken:
         count = sum(layer["not_finite_values"] for layer in broken)
@@ -54,7 +60,7 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
     for reason, names in grouped((reason, name) for name, reason in record["left_out"].items()).items():
         yield f"not drawn: {few(names)}: {reason}"
     grids = list(dict.fromkeys(layer["layer"] for layer in layers if layer["arrangement"] == "grid"))
-    if grids:
+    if grids and record["style"]["arrange"] is None:
         yield f"too wide for one row, drawn as grids: {few(grids)}"
 
 
@@ -387,8 +393,8 @@ def errors_told(debug: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on a terminal; give the function that moves it on by one."""
+def progress(quiet: bool, title: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal, of so many steps if that is known; give the function that moves it by one."""
     if quiet or not _on_terminal():
         yield lambda: None
         return

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-keras", action="store_true", help="fail if no test marked `keras` ran")
     parser.addoption("--applications", action="store_true", help="run the tests marked `applications`: an hour")
     parser.addoption("--require-corpus", action="store_true", help="fail where a model of the corpus is missing")
+    parser.addoption("--renew-golden", action="store_true", help="draw the pictures in tests/golden anew")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -88,7 +88,7 @@ def test_draw_writes_one_picture_a_layer_and_run_json(run: Run, models: Path, tm
 
 def test_drawn_pixels_are_the_gray_levels_of_the_belt(run: Run, models: Path, tmp_path: Path) -> None:
     model, picture = models / "shapes_reference_layers.onnx", models / "pictures/chelsea.png"
-    assert run("draw", model, picture, "-o", tmp_path / "maps", "-q")[0] == 0
+    assert run("draw", model, picture, "-o", tmp_path / "maps", "--bare", "-q")[0] == 0
     features = FeatureExtractor(model, provider="cpu")(picture)
     for number, (name, feature_map) in enumerate(features.items(), start=1):
         with Image.open(tmp_path / "maps" / f"{number:02}-{name}.png") as image:
@@ -99,11 +99,13 @@ def test_drawing_from_the_readme_gives_the_pictures_of_the_readme(run: Run, mode
     model, picture = models / "shapes_reference_layers.onnx", models / "pictures/chelsea.png"
     assert run("draw", model, picture, "-o", tmp_path / "maps")[0] == 0
     shown = sorted(path for path in (models / "maps").iterdir() if path.suffix == ".png")
+    shown = [path for path in shown if "overlay" not in path.name]
     assert len(shown) == 2
     for path in shown:
         with Image.open(path) as committed, Image.open(tmp_path / "maps" / path.name) as drawn:
-            difference = np.abs(np.asarray(committed, dtype=int) - np.asarray(drawn, dtype=int))
-        assert difference.max() <= 1
+            assert committed.size == drawn.size
+            difference = np.abs(np.asarray(committed.convert("RGB"), int) - np.asarray(drawn.convert("RGB"), int))
+        assert (difference > 8).mean() < 0.02  # another Pillow may set letters otherwise
 
 
 def test_draw_gives_each_of_several_pictures_a_folder(run: Run, models: Path, tmp_path: Path) -> None:
@@ -199,7 +201,17 @@ def test_draw_shows_a_progress_bar_on_a_terminal_only(
         (["--size", "0x5"], "'0x5' is not a height and width"),
         (["--size", "1x2x3"], "'1x2x3' is not a height and width"),
         (["--provider", "tpu"], "'tpu' is not one of"),
-        (["--colormap", "jet"], "'jet' is not one of"),
+        (["--colormap", "jetsam"], "colormap 'jetsam' is unknown"),
+        (["--normalize", "max"], "'max' is not one of"),
+        (["--scale-over", "all"], "'all' is not one of"),
+        (["--percentiles", "5"], "'5' is not two numbers"),
+        (["--percentiles", "99,1"], "percentiles are (99.0, 1.0), two numbers from 0 to 100 in order are wanted"),
+        (["--top", "0"], "top is 0, and a whole number is wanted: pass 1 or more"),
+        (["--channels", "a"], "'a' is neither a number nor a range"),
+        (["--format", "gif"], "gif is for animations: add --animate"),
+        (["--format", "svg", "--animate"], "svg does not move"),
+        (["--duration", "40"], "only animations take time"),
+        (["--save-arrays", "npy", "--animate"], "arrays are saved of single pictures"),
         (["--color", "cmyk"], "'cmyk' is not one of"),
     ],
 )

@@ -732,6 +732,7 @@ def test_a_document_of_fifty_megabytes_is_read_in_bounded_memory(tmp_path: Path,
     def many(document: Any) -> str:
         layers = document["exposed"]["layers"]
         document["exposed"]["layers"] = [{**x, "name": f"{n} {x['name']}"} for n in range(50_000) for x in layers]
+        document["exposed"]["skeleton"]["places"] *= 50_000
         return json.dumps(document)
 
     model = exposed_with(many, tmp_path)

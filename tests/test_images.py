@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxfeat.errors import PictureError
+from onnxfeat.picture_files import Picture
 from onnxfeat.preprocessing import ColorOrder, Interpolation, Preprocessing
 from onnxfeat.records import ModelInput
-from onnxfeat.running.images import Picture, default_preprocessing, load_samples, names_of
+from onnxfeat.running.images import default_preprocessing, load_samples, name_of
 
 KERAS_COLORS: dict[ColorOrder, str] = {"rgb": "rgb", "gray": "grayscale"}
 
@@ -473,5 +474,5 @@ def test_a_damaged_file_is_read_or_refused_but_never_an_accident(
 
 def test_files_are_named_by_their_name_and_others_by_their_number() -> None:
     pictures: list[Picture] = ["a/b/cat.png", noise(6, 9, 3), Path("dog.JPG"), rgb_picture()]
-    assert names_of(pictures) == ("cat.png", "picture_2", "dog.JPG", "picture_4")
-    assert names_of([]) == ()
+    names = [name_of(picture, number) for number, picture in enumerate(pictures, start=1)]
+    assert names == ["cat.png", "picture_2", "dog.JPG", "picture_4"]

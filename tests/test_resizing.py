@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxfeat.errors import PictureError
+from onnxfeat.framing import crop_box, letterbox, pad_margins
 from onnxfeat.preprocessing import KERAS_INTERPOLATIONS, Aspect, Interpolation, Preprocessing, Resampling
 from onnxfeat.records import ModelInput
 from onnxfeat.running.images import load_samples
-from onnxfeat.running.resizing import crop_box, letterbox, pad_margins, resized
+from onnxfeat.running.resizing import resized
 
 PICTURES = sorted((Path(__file__).parent.parent / "models" / "pictures").glob("*.png"))
 # Larger and smaller than the pictures, wider and taller, odd: each rounds the crop and the margins otherwise.

@@ -182,7 +182,7 @@ def peak(code: str) -> int:
 
 @on_linux
 def test_the_memory_that_drawing_takes_stays_within_the_budget(tmp_path: Path) -> None:
-    """Ten layers of 25 MB each, in the memory of the plain run and the budget."""
+    """Ten layers of 25 MB each, in the memory of the plain run, the budget, and two pictures that are being drawn."""
     layers = " ".join(f"a{i + 1} = Conv<pads = [1, 1, 1, 1]>(a{i}, w)" for i in range(10))
     model = network(f"(float[1,16,640,640] a0) => (float a10) {{ {layers} }}", w=kernel(16, 16, 3, 3) / 12)
     path = tmp_path / "m.onnx"
@@ -196,12 +196,14 @@ def test_the_memory_that_drawing_takes_stays_within_the_budget(tmp_path: Path) -
     drawing = peak(
         "from onnxfeat import FeatureExtractor, save_pictures\n"
         f"e = FeatureExtractor({str(path)!r}, provider='cpu', max_bytes={{}})\n"
+        "from onnxfeat.drawing import gallery; gallery._MOST_THREADS = 2\n"
         f"save_pictures(e.stream({str(tmp_path / 'x.npy')!r}), {str(tmp_path / 'maps')!r}, overwrite=True)".format(
             budget
         )
     )
     libraries = peak("import onnx.shape_inference, onnxruntime, PIL.Image") - peak("import numpy, onnxruntime")
-    assert drawing - plain - max(libraries, 0) <= budget
+    pages = 2 * 4 * 16 * 640 * 640  # levels and page of each, and what the allocator of each thread keeps
+    assert drawing - plain - max(libraries, 0) <= budget + pages
     # The test can fail: all at once takes more.
     at_once = peak(
         "import numpy as np; from onnxfeat import FeatureExtractor\n"

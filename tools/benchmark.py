@@ -1,28 +1,53 @@
 """Measure onnxfeat against what it replaces, side by side in one run, as ratios.
 
-    python tools/benchmark.py draw MODEL.keras PICTURE   # the reference pipeline in Keras against `onnxfeat draw`
-    python tools/benchmark.py extract MODEL.onnx         # all conv and pool maps against the plain run of the model
-    python tools/benchmark.py prefix MODEL.onnx          # one early layer against the plain run of the model
-    python tools/benchmark.py import                     # `import onnxfeat` against `import numpy`
+    python tools/benchmark.py draw MODEL.onnx [PICTURE]     # save_pictures against matplotlib, keract, the bare floor
+    python tools/benchmark.py pipeline MODEL.keras PICTURE  # the reference pipeline in Keras against `onnxfeat draw`
+    python tools/benchmark.py extract MODEL.onnx            # all conv and pool maps against the plain run of the model
+    python tools/benchmark.py prefix MODEL.onnx             # one early layer against the plain run of the model
+    python tools/benchmark.py import                        # `import onnxfeat` against `import numpy`
 
-`draw` and `import` time whole processes, `extract` and `prefix` calls in one process. Each pair runs one after the
-other, A B A B, so that a machine whose speed drifts slows both; the median of the pairwise ratios is what counts. The
-model is converted first, which is not measured: it happens once.
+`pipeline` and `import` time whole processes, the others calls in one process. Each pair runs one after the other,
+A B A B, so that a machine whose speed drifts slows both; the median of the pairwise ratios is what counts. Models are
+converted and maps extracted first, which is not measured: it happens once.
+
+`draw` takes some minutes, most of them for keract (`pip install --no-deps keract`; it needs TensorFlow), which is left
+out where it is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import importlib
+import io
+import itertools
+import math
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Unpack
+
+    from onnxfeat import Features
+    from onnxfeat.drawing.styles import StyleChoices
 
 ONNXFEAT = [sys.executable, "-m", "onnxfeat"]
+PICTURE = Path(__file__).parents[1] / "models" / "pictures" / "chelsea.png"
+COMPRESSION = 1  # zlib's level, as `save_pictures` has it
+STYLES: dict[str, StyleChoices] = {"onnxfeat": {}, "onnxfeat, bare": {"frame": False}}
 
 
 def seconds(work: Sequence[str] | Callable[[], object]) -> float:
@@ -42,20 +67,28 @@ def pairs(
     name_b: str,
     b: Sequence[str] | Callable[[], object],
     runs: int,
-) -> None:
-    """Run two commands or calls in turn; print the median of each and of their ratio."""
-    seconds(a), seconds(b)  # the first run of each fills the caches
+    *,
+    warm: bool = True,
+) -> float:
+    """Run two commands or calls in turn; print the median of each and of their ratio; return the latter."""
+    if warm:
+        seconds(a), seconds(b)  # the first run of each fills the caches
     times = [(seconds(a), seconds(b)) for _ in range(runs)]
     for name, column in ((name_a, 0), (name_b, 1)):
         values = sorted(pair[column] for pair in times)
         print(f"{name:40} median {statistics.median(values):7.3f} s   ({values[0]:.3f} to {values[-1]:.3f})")
     ratios = sorted(pair[0] / pair[1] for pair in times)
-    print(
-        f"{'ratio, pair by pair':40} median {statistics.median(ratios):7.2f}     ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    )
+    median = statistics.median(ratios)
+    print(f"{'ratio, pair by pair':40} median {median:7.2f}     ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
+    return median
 
 
-def draw(model: Path, picture: Path, runs: int) -> None:
+def target(is_reached: bool, words: str) -> None:
+    """Print whether a goal is reached."""
+    print(f"{'':40} to reach: {words}: {'reached' if is_reached else 'MISSED'}\n", flush=True)
+
+
+def pipeline(model: Path, picture: Path, runs: int) -> None:
     """Compare the reference pipeline in Keras with `onnxfeat draw` on the converted and on the exposed file."""
     with tempfile.TemporaryDirectory() as folder:
         converted, exposed = f"{folder}/model.onnx", f"{folder}/layers.onnx"
@@ -65,6 +98,156 @@ def draw(model: Path, picture: Path, runs: int) -> None:
         for name, path in (("converted", converted), ("exposed", exposed)):
             ours = [*ONNXFEAT, "draw", path, str(picture), "-o", f"{folder}/maps", "--overwrite"]
             pairs("reference pipeline in Keras", keras, f"onnxfeat draw, {name} file", ours, runs)
+
+
+def draw(model: Path, picture: Path, runs: int) -> None:
+    """Compare the drawing of all conv and pool layers with matplotlib, keract and the bare floor; tell its memory."""
+    from onnxfeat import FeatureExtractor, save_pictures
+
+    features = FeatureExtractor(model, provider="cpu")(picture)
+    maps = features.values()
+    size = sum(feature_map.array.nbytes for feature_map in maps)
+    print(f"{len(maps)} layers, {sum(feature_map.channels for feature_map in maps):,} channels, {size:,} bytes\n")
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = map(Path(folder).joinpath, map(str, itertools.count()))  # a new folder each time
+
+        def ours(**choices: Unpack[StyleChoices]) -> object:
+            return save_pictures(features, next(fresh), **choices)
+
+        ours()
+        loop = pairs(
+            "loop with matplotlib", lambda: loop_with_matplotlib(features, next(fresh)), "onnxfeat", ours, 2, warm=False
+        )
+        target(loop >= 20, "20 times faster or more")
+        display = keract_display()
+        if display is not None:
+            pairs("keract", lambda: display(features, next(fresh)), "onnxfeat", ours, 1, warm=False)
+            print()
+        for name, choices in STYLES.items():
+            pictures = next(fresh)
+            save_pictures(features, pictures, **choices)
+            drawn = [read_pixels(path) for path in sorted(pictures.glob("*.png"))]
+            print(f"{name}: {len(drawn)} pictures, {sum(pixels.size for pixels, _ in drawn):,} pixels")
+            work, least = partial(ours, **choices), partial(bare_floor, features, drawn, fresh)
+            floor = pairs(name, work, "bare floor", least, runs)
+            target(floor <= 1.5, "within 1.5 times the floor")
+    for name, choices in STYLES.items():
+        peak = peak_of_drawing(features, choices)
+        print(f"{f'peak memory of {name}':40} maps and {(peak - 1) * size / 1e6:.1f} MB: {peak:.2f} times the maps")
+        target(peak <= 1.5, "within 1.5 times the maps")
+
+
+def loop_with_matplotlib(features: Features, folder: Path) -> None:
+    """Draw each layer as F. Chollet's "Deep Learning with Python", section 5.4.1, does: a loop over the channels."""
+    import matplotlib as mpl
+    import numpy as np
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir()
+    in_a_row = 16
+    for name, feature_map in features.items():
+        channels, height, width = feature_map.array.shape[1:]
+        grid = np.zeros((height * math.ceil(channels / in_a_row), width * in_a_row))
+        for channel in range(channels):
+            image = feature_map.array[0, channel].copy()
+            image -= image.mean()
+            if image.std() > 0:
+                image /= image.std()
+            image *= 64
+            image += 128
+            top, left = channel // in_a_row * height, channel % in_a_row * width
+            grid[top : top + height, left : left + width] = np.clip(image, 0, 255).astype("uint8")
+        figure = pyplot.figure(figsize=(grid.shape[1] / width, grid.shape[0] / width))
+        pyplot.title(name)
+        pyplot.grid(visible=False)
+        pyplot.imshow(grid, aspect="auto", cmap="viridis")
+        figure.savefig(folder / f"{name.replace('/', '_')}.png")
+        pyplot.close(figure)
+
+
+def keract_display() -> Callable[[Features, Path], None] | None:
+    """Return what draws features with keract, or None and say why not."""
+    import matplotlib as mpl
+    import numpy as np
+
+    mpl.use("Agg")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        display_activations = importlib.import_module("keract").display_activations
+    except ImportError as error:
+        print(f"keract is left out ({error}): pip install --no-deps keract\n")
+        return None
+
+    def display(features: Features, folder: Path) -> None:
+        activations = {name: np.moveaxis(feature_map.array, 1, -1) for name, feature_map in features.items()}
+        with contextlib.redirect_stdout(io.StringIO()):
+            display_activations(activations, cmap="viridis", save=True, directory=str(folder))
+
+    return display
+
+
+def read_pixels(path: Path) -> tuple[NDArray[np.uint8], bytes | None]:
+    """Return the pixels of a PNG file as they are stored, and its palette."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        palette = image.getpalette() if image.mode == "P" else None
+        return np.asarray(image), None if palette is None else bytes(palette)
+
+
+def bare_floor(
+    features: Features, drawn: Sequence[tuple[NDArray[np.uint8], bytes | None]], fresh: Iterator[Path]
+) -> None:
+    """Do the least that drawing needs: one pass of NumPy over the maps, and Pillow's encoder on the finished pixels."""
+    import numpy as np
+    from PIL import Image
+
+    folder = next(fresh)
+    folder.mkdir()
+    for feature_map in features.values():
+        values = np.multiply(feature_map.array, np.float32(64))
+        values += np.float32(128)
+        np.clip(values, 0, 255, out=values)
+        values.astype(np.uint8)
+    for number, (pixels, palette) in enumerate(drawn):
+        image = Image.fromarray(pixels)
+        if palette is not None:
+            image.putpalette(palette)
+        image.save(folder / f"{number}.png", compress_level=COMPRESSION)
+
+
+def peak_of_drawing(features: Features, choices: StyleChoices) -> float:
+    """Return the most memory of a process while it draws, maps included, as multiple of the maps.
+
+    What the interpreter and the packages take anyway does not count.
+    """
+    context = multiprocessing.get_context("spawn")  # a process that holds nothing but the maps
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_here, features, choices).result()
+
+
+def _peak_here(features: Features, choices: StyleChoices) -> float:
+    from onnxfeat import save_pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        first = next(iter(features))
+        one = dataclasses.replace(features, maps={first: features[first]}, layers=(first,))
+        save_pictures(one, f"{folder}/first", **choices)  # loads what is imported on demand
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+        save_pictures(features, f"{folder}/all", **choices)
+        added = _status("VmHWM") - before
+    size = sum(feature_map.array.nbytes for feature_map in features.values())
+    return 1 + added / size
+
+
+def _status(name: str) -> int:
+    """Return a size of this process in bytes, as Linux counts it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
 def extract(model: Path, layers: str | None, runs: int) -> None:
@@ -108,9 +291,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--runs", type=int, default=5, help="pairs to run (default 5)")
     commands = parser.add_subparsers(dest="command", required=True)
-    for_draw = commands.add_parser("draw", help="the reference pipeline in Keras against onnxfeat draw")
-    for_draw.add_argument("model", type=Path, help="a .keras file")
-    for_draw.add_argument("picture", type=Path)
+    for_draw = commands.add_parser("draw", help="save_pictures against matplotlib, keract and the bare floor")
+    for_draw.add_argument("model", type=Path, help="an ONNX file that takes pictures, such as a ResNet50")
+    for_draw.add_argument("picture", type=Path, nargs="?", default=PICTURE)
+    for_pipeline = commands.add_parser("pipeline", help="the reference pipeline in Keras against onnxfeat draw")
+    for_pipeline.add_argument("model", type=Path, help="a .keras file")
+    for_pipeline.add_argument("picture", type=Path)
     for name, layers in (("extract", None), ("prefix", "0")):
         for_extract = commands.add_parser(name, help="extraction of layers against the plain run")
         for_extract.add_argument("model", type=Path, help="an ONNX file that takes pictures")
@@ -119,6 +305,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "draw":
         draw(arguments.model, arguments.picture, arguments.runs)
+    elif arguments.command == "pipeline":
+        pipeline(arguments.model, arguments.picture, arguments.runs)
     elif arguments.command in ("extract", "prefix"):
         extract(arguments.model, arguments.layers, arguments.runs)
     else:

@@ -1,74 +1,69 @@
-"""Write the maps of each layer as one PNG file, and all that is needed to read and repeat them as `run.json`."""
+"""Write the maps of each layer as one picture file, and all that is needed to read and repeat them as `run.json`."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import PIL
-from numpy.typing import NDArray
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from onnxfeat import __version__
-from onnxfeat.drawing.arrangements import arrange, description, why_not_drawable
+from onnxfeat.drawing.arrangements import description
 from onnxfeat.drawing.colormaps import color_table
-from onnxfeat.drawing.pictures import LEVELS_PER_DEVIATION, MAX_BELT, MEAN_LEVEL, ChannelStatistics
-from onnxfeat.errors import PictureError
-from onnxfeat.files import refuse_existing_in, whole_folder
+from onnxfeat.drawing.file_names import RUN_FILE, folder_names, layer_files
+from onnxfeat.drawing.legends import scale_note
+from onnxfeat.drawing.overlays import why_not_laid
+from onnxfeat.drawing.painting import paint, paint_overlay
+from onnxfeat.drawing.sharing import ALONE, Shared, shared_by_layer
+from onnxfeat.drawing.sheets import Row, paint_sheet, row_of
+from onnxfeat.drawing.styles import Style, styled
+from onnxfeat.drawing.subjects import why_not_drawable
+from onnxfeat.drawing.writing import ArrayFormat, PictureFormat, append_array, run_record, run_text, write_picture
+from onnxfeat.errors import PictureError, quote
+from onnxfeat.files import refuse_existing_in, sha256_of, whole_folder
 from onnxfeat.records import FeatureMap, Features
 
-SCHEMA_VERSION = 1
-SCALE = f"zscore per channel: level {MEAN_LEVEL} = mean, {LEVELS_PER_DEVIATION} levels = 1 standard deviation"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-_RUN = "run.json"
+    from onnxfeat.drawing.styles import StyleChoices
 
-# Level 1 of zlib: a belt of noise shrinks nearly as much as at level 6, in a third of the time.
-_COMPRESSION = 1
-
-_LONGEST = 120  # bytes of a name of a layer or picture in a file name; file systems end at 255
-_LONGEST_TITLE = 1000  # characters
 _REASONS = 5  # that an error tells at most
-# Windows takes these for devices, whatever follows a dot (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
-_DEVICES = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789\u00b9\u00b2\u00b3"),
-}
+_MOST_THREADS = 8  # each holds a picture
+_ARRAYS = "maps.npz"
 
 
 @dataclass(slots=True, kw_only=True)
-class _Sheet:
+class _Picture:
     """What has been drawn of one picture.
 
     Attributes:
-        picture: Its name.
+        position: How many were before it.
+        name: Its name.
         preprocessed: Whether it was taken as it is.
+        file: Path and SHA-256 of its file, where it came from one.
         source: Model and layers of the run.
         folder: Where its files are until all names are known.
         layers: Layer name to number of its file and entry in run.json.
     """
 
-    picture: str
+    position: int
+    name: str
     preprocessed: bool
+    file: Mapping[str, str]
     source: tuple[str, tuple[str, ...]]
     folder: Path
     layers: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         layers = [entry for _, entry in sorted(self.layers.values(), key=lambda numbered: numbered[0])]
-        return {"picture": self.picture, "preprocessed": self.preprocessed, "layers": layers}
+        return {"picture": self.name, **self.file, "preprocessed": self.preprocessed, "layers": layers}
 
 
-Sheets = dict[tuple[int, int], _Sheet]
+_Pictures = dict[tuple[int, int], _Picture]
 """Number of the run and position of the picture in it, to what has been drawn of it."""
 
 
@@ -76,139 +71,255 @@ def save_pictures(
     features: Features | Iterable[Features],
     folder: str | Path,
     *,
-    colormap: str = "viridis",
-    max_belt: int = MAX_BELT,
+    style: Style | None = None,
+    format: PictureFormat = "png",  # the word of `--format`
+    save_arrays: ArrayFormat | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
     facts: Mapping[str, Any] | None = None,
+    **choices: Unpack[StyleChoices],
 ) -> dict[str, Any]:
-    """Draw every layer as a PNG file and write `run.json`; return what that holds.
+    """Draw every layer as a picture file and write `run.json`; return what that holds.
 
     Each file is named `NN-<layer>.png`, NN being the layer's position in the run, and shows the channels of one layer
     side by side (a belt), or in rows and columns (a grid) if the belt were wider than `max_belt`; maps with one or
-    three spatial axes and tokens as `arrangements.arrange` says. The files are palette PNGs: their pixel values are the
-    gray levels that `belt` gives, their palette is the colormap. With several pictures there is a folder for each.
-    All files are written, or none. Layers of which there is no map, or an empty one, are listed as `left_out` with the
-    reason.
+    three spatial axes and tokens as `arrangements.arrange` says. With `arrange="sheet"` there is one file `sheet.png`
+    for all layers and pictures; else with several pictures a folder for each. All files are written, or none. Layers of
+    which there is no map, or an empty one, are listed as `left_out` with the reason.
+
+    PNG files are palette pictures. With `frame=False` their pixel values are the gray levels that `belt` gives, and
+    their palette is the colormap.
 
     Args:
         features: The maps of one run; or an iterable of runs, or of parts of them as `FeatureExtractor.stream` gives,
-            in any order. They are drawn one after the other as they come, so that only one is in memory.
+            in any order. They are drawn one after the other as they come, so that only one is in memory. With
+            `scale_over="batch"` and `reduce="pca"` they pass twice, so that all pictures share scale and components.
         folder: Where to write; made if missing.
-        colormap: `viridis`, `magma`, `cividis` or `gray`.
-        max_belt: Largest width of a belt or strip in pixels.
+        style: How; None is `Style()`.
+        format: `png`, `webp` (lossless), `svg` or `pdf`.
+        save_arrays: Also write the values, float32 of shape (1, C, *spatial): `npy` for a file for each layer, `npz`
+            for one file `maps.npz` for each picture; None for none.
         overwrite: Whether existing files of these names may be replaced.
-        progress: Called with a file's name after it was written.
+        progress: Called with a file's name after it was written, and with a layer's after its values were seen.
         facts: More entries for `run.json`, as JSON data.
+        **choices: Fields of `Style` that are to be otherwise, such as `normalize="minmax"`.
 
     Raises:
-        PictureError: There is nothing to draw, or the colormap is unknown.
+        PictureError: There is nothing to draw, or a choice is unknown.
         OutputError: A file exists or can't be written.
 
     Example:
         >>> import tempfile
         >>> from onnxfeat import FeatureExtractor
         >>> extractor = FeatureExtractor("models/shapes_reference_layers.onnx", provider="cpu")
-        >>> run = save_pictures(extractor("models/pictures/chelsea.png"), tempfile.mkdtemp())
+        >>> run = save_pictures(extractor("models/pictures/chelsea.png"), tempfile.mkdtemp(), order="variance", top=4)
         >>> run["pictures"][0]["layers"][0]["file"]
         '01-conv2d.png'
     """
-    palette = color_table(colormap).tobytes()
+    style = styled(style, choices)
+    color_table(style.colors)  # an unknown one is refused before the work
+    _check_formats(style, format, save_arrays)
     runs = [features] if isinstance(features, Features) else features
+    shared: Mapping[str, Shared] = {}
     record: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    sheets: Sheets = {}
+    pictures: _Pictures = {}
     with whole_folder(Path(folder), overwrite=overwrite) as scratch:
-        refuse_existing_in(Path(folder), Path(_RUN), overwrite)  # before the work, which may take minutes
+        refuse_existing_in(Path(folder), Path(RUN_FILE), overwrite)  # before the work, which may take minutes
+        if not style.in_one_pass:
+            _refuse_iterator(runs)
+            shared = shared_by_layer(runs, style, progress)
+        artist = _Artist(style=style, format=format, save_arrays=save_arrays, shared=shared, progress=progress)
         for run in runs:
-            record = record or _run_record(run, colormap)
+            record = record or run_record(run, style, format) | {"arrays": save_arrays}
             left_out |= run.left_out
-            left_out |= _draw_run(run, _sheets_of(run, sheets, scratch), palette, max_belt, progress)
+            left_out |= artist.draw(run, _pictures_of(run, pictures, scratch))
             del run  # its maps, before those of the next part are computed
-        ordered = [sheets[position] for position in sorted(sheets)]
+        ordered = [pictures[position] for position in sorted(pictures)]
         _refuse_nothing(ordered, left_out)
         record.update(facts or {})
         record["left_out"] = left_out
         record["pictures"] = _arrange_files(scratch, ordered)
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        # Bytes of a file name that are no UTF-8 are lone surrogates in Python, escapes such as \udcff in JSON.
-        (scratch / _RUN).write_bytes(f"{text}\n".encode(errors="backslashreplace"))
+        if style.arrange == "sheet":
+            record["sheet"] = artist.write_sheet(scratch, ordered, record)
+        (scratch / RUN_FILE).write_bytes(run_text(record))
     return record
 
 
-def _run_record(run: Features, colormap: str) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": {"file": run.model, "sha256": run.sha256},
-        "provider": run.provider.to_json(),
-        "preprocessing": {**run.preprocessing.to_json(), "source": run.preprocessing_source},
-        "normalization": SCALE,
-        "colormap": colormap,
-        "versions": {"onnxfeat": __version__, "numpy": np.__version__, "pillow": PIL.__version__},
-    }
+def _check_formats(style: Style, picture: str, array: str | None) -> None:
+    for name, value, known in (
+        ("format", picture, get_args(PictureFormat)),
+        ("save_arrays", array, (None, *get_args(ArrayFormat))),
+    ):
+        if value not in known:
+            raise PictureError(f"{name} {value!r} is unknown: choose {quote([x for x in known if x])}")
+    drawn_by_us = "sheet" if style.arrange == "sheet" else "overlay" if style.overlay else ""
+    if drawn_by_us and picture in ("svg", "pdf"):
+        raise PictureError(f"{picture} is for the channels of a layer, and not for {drawn_by_us}: choose png or webp")
 
 
-def _sheets_of(run: Features, sheets: Sheets, scratch: Path) -> list[_Sheet]:
-    """Return the sheets of the pictures of a run or of a part of one; make those that are new.
+def _refuse_iterator(runs: Iterable[Features]) -> None:
+    if isinstance(runs, Iterator):
+        raise PictureError(
+            "the runs are an iterator, which gives them only once, and what pictures share is found before the first "
+            "is drawn: pass what `FeatureExtractor.stream` returns, or a list"
+        )
+
+
+def _pictures_of(run: Features, pictures: _Pictures, scratch: Path) -> list[_Picture]:
+    """Return what was drawn of the pictures of a run or of a part of one; make an entry for those that are new.
 
     A part belongs to the run before it if it is of the same model and layers, and its pictures are new or lack its
     layers.
     """
     source = (run.sha256, run.layers)
     number = 0
-    if sheets:
-        number, _ = latest = next(reversed(sheets))
-        before = [sheets.get((number, run.first + index)) for index in range(len(run.pictures))]
-        is_part = bool(run.layers) and sheets[latest].source == source
-        for sheet, picture in zip(before, run.pictures, strict=True):
-            is_part &= sheet is None or (sheet.picture == picture and not sheet.layers.keys() & run.maps.keys())
+    if pictures:
+        number, _ = latest = next(reversed(pictures))
+        before = [pictures.get((number, run.first + index)) for index in range(len(run.pictures))]
+        is_part = bool(run.layers) and pictures[latest].source == source
+        for known, name in zip(before, run.pictures, strict=True):
+            is_part &= known is None or (known.name == name and not known.layers.keys() & run.maps.keys())
         number += not is_part
-    for index, (picture, preprocessed) in enumerate(zip(run.pictures, run.preprocessed, strict=True)):
-        if (number, run.first + index) not in sheets:
+    for index, (name, preprocessed) in enumerate(zip(run.pictures, run.preprocessed, strict=True)):
+        if (number, run.first + index) not in pictures:
+            photograph = run.photographs[index] if run.photographs else None
+            file = {}
+            if isinstance(photograph, str | Path):
+                file = {"file": str(photograph), "sha256": sha256_of(Path(photograph))}
             # The space keeps the folder apart from any final name.
-            place = scratch / f"picture {len(sheets)}"
-            sheets[number, run.first + index] = _Sheet(
-                picture=picture, preprocessed=preprocessed, source=source, folder=place
+            place = scratch / f"picture {len(pictures)}"
+            pictures[number, run.first + index] = _Picture(
+                position=len(pictures),
+                name=name,
+                preprocessed=preprocessed,
+                file=file,
+                source=source,
+                folder=place,
             )
-    return [sheets[number, run.first + index] for index in range(len(run.pictures))]
+    return [pictures[number, run.first + index] for index in range(len(run.pictures))]
 
 
-def _draw_run(
-    run: Features,
-    sheets: list[_Sheet],
-    palette: bytes,
-    max_belt: int,
-    progress: Callable[[str], None] | None,
-) -> dict[str, str]:
-    """Write the pictures of a run or a part of one; return the layers that can't be drawn, with the reason."""
-    reasons = {name: why_not_drawable(feature_map) for name, feature_map in run.items()}
-    left_out = {name: reason for name, reason in reasons.items() if reason}
-    files = _file_names(run)
-    for index, sheet in enumerate(sheets):
-        if len(left_out) < len(run):
-            sheet.folder.mkdir(exist_ok=True)
-        for name in (name for name in run if name not in left_out):
+@dataclass(slots=True, kw_only=True)
+class _Artist:
+    """Draws layer after layer in one style.
+
+    Attributes:
+        style: How.
+        format: Format of the pictures.
+        save_arrays: Format of the values; None for none.
+        shared: Layer name to what its pictures share.
+        progress: Called with the name of each file.
+        rows: Number and name of the layer, and position of the picture, to a row of the sheet.
+    """
+
+    style: Style
+    format: PictureFormat
+    save_arrays: ArrayFormat | None
+    shared: Mapping[str, Shared]
+    progress: Callable[[str], None] | None
+    rows: dict[tuple[int, str, int], Row] = field(default_factory=dict)
+
+    def draw(self, run: Features, pictures: Sequence[_Picture]) -> dict[str, str]:
+        """Write the pictures of a run or a part of one; return the layers that can't be drawn, with the reason."""
+        why_not = why_not_laid if self.style.overlay else why_not_drawable
+        reasons = {name: why_not(feature_map) for name, feature_map in run.items()}
+        left_out = {name: reason for name, reason in reasons.items() if reason}
+        files = layer_files(run, self.format)
+        drawn = [name for name in run if name not in left_out]
+        works = []
+        for index, picture in enumerate(pictures):
+            if drawn:
+                picture.folder.mkdir(exist_ok=True)
+            works += [(picture, index, name) for name in drawn]
+
+        def work(place: tuple[_Picture, int, str]) -> tuple[_Picture, int, str, Row | dict[str, Any]]:
+            picture, index, name = place
+            return *place, self._draw(run, name, index, picture.folder / files[name][1])
+
+        # matplotlib is not made for threads.
+        threads = 1 if self.format in ("svg", "pdf") else min(_MOST_THREADS, os.cpu_count() or 1)
+        for picture, index, name, made in _in_threads(work, works, threads):
             number, file = files[name]
-            facts = _draw(run[name], index, sheet.folder / file, palette, max_belt)
-            sheet.layers[name] = (number, {"layer": name, "file": file, **facts})
-            if progress is not None:
-                progress(file)
-    return left_out
+            if isinstance(made, Row):
+                self.rows[number, name, picture.position] = made
+                entry = {"layer": name, **made.facts}
+            else:
+                entry = {"layer": name, "file": file, **made}
+            if self.save_arrays is not None:
+                entry["array"] = self._save_array(run[name], index, picture, file)
+            picture.layers[name] = (number, entry)
+            if self.progress is not None:
+                self.progress(file)
+        return left_out
+
+    def write_sheet(self, folder: Path, pictures: Sequence[_Picture], record: Mapping[str, Any]) -> str:
+        """Write all rows as one picture; return its name."""
+        name = f"sheet.{self.format}"
+        names = ", ".join(picture.name for picture in pictures)
+        title = record["model"]["file"]
+        rows = [self.rows[at] for at in sorted(self.rows)]
+        if len(pictures) == 1:  # its name is in the title
+            rows = [replace(row, picture="") for row in rows]
+        drawing = paint_sheet(rows, self.style, title=title, subtitle=names)
+        write_picture(
+            drawing, folder / name, title=title, description=scale_note(self.style), density=self.style.density
+        )
+        return name
+
+    def _draw(self, run: Features, name: str, index: int, path: Path) -> Row | dict[str, Any]:
+        """Draw one layer for one picture; return what run.json says of it, or its row of the sheet."""
+        feature_map, shared, style = run[name], self.shared.get(name, ALONE), self.style
+        if style.arrange == "sheet":
+            return row_of(feature_map, index, style, shared, picture=run.pictures[index])
+        title = feature_map.name
+        if self.format in ("svg", "pdf"):
+            from onnxfeat.drawing.plots import save_figure  # late: matplotlib takes longer than drawing
+
+            return save_figure(feature_map, index, path, style=style, shared=shared)
+        if style.overlay:
+            drawing = paint_overlay(feature_map, _photograph_of(run, index), index, style=style, shared=shared)
+        else:
+            drawing = paint(feature_map, index, style=style, shared=shared)
+        words = f"{description(drawing.facts)}; {scale_note(style)}"
+        write_picture(drawing, path, title=title, description=words, density=style.density)
+        return dict(drawing.facts)
+
+    def _save_array(self, feature_map: FeatureMap, index: int, picture: _Picture, file: str) -> str:
+        """Write the values of one layer for one picture; return the name of the file."""
+        values = feature_map.array[index : index + 1]
+        if self.save_arrays == "npz":
+            append_array(picture.folder / _ARRAYS, feature_map.name, values)
+            return _ARRAYS
+        path = (picture.folder / file).with_suffix(".npy")
+        np.save(path, values, allow_pickle=False)
+        return path.name
 
 
-def _draw(feature_map: FeatureMap, index: int, path: Path, palette: bytes, max_belt: int) -> dict[str, Any]:
-    """Write the picture of one layer; return what run.json says of it."""
-    arrangement = arrange(feature_map, index, max_belt=max_belt)
-    facts = {**arrangement.facts, **_scale_facts(arrangement.statistics)}
-    if feature_map.saturated is not None:
-        facts["saturated"] = round(feature_map.saturated, 6)
-    _write_png(arrangement.levels, path, palette, feature_map.name, description(facts))
-    return facts
+def _photograph_of(run: Features, index: int) -> Any:
+    photograph = run.photographs[index] if run.photographs else None
+    if photograph is None:
+        raise PictureError(
+            f"{run.pictures[index]} was taken as preprocessed, so there is no photograph to draw over: pass a picture"
+        )
+    return photograph
 
 
-def _refuse_nothing(sheets: list[_Sheet], left_out: Mapping[str, str]) -> None:
+def _in_threads(work: Callable[[Any], Any], places: Sequence[Any], threads: int) -> Iterator[Any]:
+    """Yield what the work makes of each place, in their order."""
+    if threads == 1 or len(places) < 2:
+        yield from map(work, places)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from pool.map(work, places)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _refuse_nothing(pictures: Sequence[_Picture], left_out: Mapping[str, str]) -> None:
     """Raise a `PictureError` if nothing was drawn, or nothing of a picture and nobody said why."""
-    drawn = [bool(sheet.layers) for sheet in sheets]
+    drawn = [bool(picture.layers) for picture in pictures]
     if any(drawn) and (all(drawn) or left_out):
         return
     if left_out:
@@ -218,84 +329,19 @@ def _refuse_nothing(sheets: list[_Sheet], left_out: Mapping[str, str]) -> None:
     raise PictureError("there is no map to draw: pass the features of one or more pictures and layers")
 
 
-def _scale_facts(found: ChannelStatistics) -> dict[str, Any]:
-    """Return what turns gray levels back into the map's own units."""
-    return {
-        "constant_channels": [int(c) for c in np.nonzero(found.constant[0])[0]],
-        "not_finite_values": int(found.not_finite.sum()),
-        "mean": _rounded(found.mean[0]),
-        "deviation": _rounded(found.deviation[0]),
-    }
-
-
-def _rounded(numbers: NDArray[np.float32]) -> list[float]:
-    return [float(f"{number:.6g}") for number in numbers]
-
-
-def _write_png(levels: NDArray[np.uint8], path: Path, palette: bytes, layer: str, shown: str) -> None:
-    image = Image.fromarray(levels)
-    image.putpalette(palette)
-    notes = PngInfo()
-    notes.add_itxt("Title", _printable(layer))
-    notes.add_itxt("Description", f"{shown}; {SCALE}")
-    notes.add_itxt("Software", "onnxfeat")
-    image.save(path, format="PNG", compress_level=_COMPRESSION, pnginfo=notes)
-
-
-def _printable(name: str) -> str:
-    """Return a name without what a PNG text may not hold; run.json has it whole."""
-    cut = name if len(name) <= _LONGEST_TITLE else f"{name[: _LONGEST_TITLE - 1]}\u2026"
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", cut)
-
-
-def _file_names(run: Features) -> dict[str, tuple[int, str]]:
-    """Return layer name to its number in the run and `NN-<layer>.png`, safe on every file system.
-
-    File systems end a name at 255 bytes; letters of any script stay, what Windows or a shell could stumble over goes.
-    """
-    layers = list(dict.fromkeys((*run.layers, *run)))
-    digits = max(2, len(str(len(layers))))
-    return {
-        layer: (number, f"{number:0{digits}}-{_safe(layer)}.png")
-        for number, layer in enumerate(layers, start=1)
-        if layer in run.maps
-    }
-
-
-def _safe(name: str) -> str:
-    cleaned = re.sub(r"[^\w.#\-]+", "_", name).strip(".") or "layer"
-    return cleaned.encode()[:_LONGEST].decode(errors="ignore")
-
-
-def _arrange_files(scratch: Path, sheets: list[_Sheet]) -> list[dict[str, Any]]:
+def _arrange_files(scratch: Path, pictures: Sequence[_Picture]) -> list[dict[str, Any]]:
     """Give the folders their final names, the files of a single picture go to the top; return run.json's entries."""
-    entries = [sheet.to_json() for sheet in sheets]
-    if len(sheets) == 1:
-        for file in sheets[0].folder.iterdir():
+    entries = [picture.to_json() for picture in pictures]
+    if len(pictures) == 1:
+        for file in pictures[0].folder.iterdir():
             file.rename(scratch / file.name)
-        sheets[0].folder.rmdir()
+        pictures[0].folder.rmdir()
         return entries
-    for sheet, entry, folder in zip(sheets, entries, _folder_names(sheets), strict=True):
-        if sheet.layers:  # else there is no folder
-            sheet.folder.rename(scratch / folder)
+    folders = folder_names([picture.name for picture in pictures])
+    for picture, entry, folder in zip(pictures, entries, folders, strict=True):
+        if any(picture.folder.iterdir()) if picture.layers else False:  # else there is nothing to move
+            picture.folder.rename(scratch / folder)
             entry["folder"] = folder
         for layer in entry["layers"]:
-            layer["file"] = f"{folder}/{layer['file']}"
+            layer.update({key: f"{folder}/{layer[key]}" for key in ("file", "array") if key in layer})
     return entries
-
-
-def _folder_names(sheets: list[_Sheet]) -> list[str]:
-    """Return a name for the folder of each picture, safe and told apart on every file system."""
-    taken, last = {_RUN}, Counter[str]()
-    folders = []
-    for sheet in sheets:
-        stem = _safe(Path(sheet.picture).stem)
-        if stem.partition(".")[0].lower() in _DEVICES or stem.startswith("-"):  # or it reads as an option
-            stem = f"_{stem}"
-        folder, key = stem, stem.lower()
-        while folder.lower() in taken:
-            last[key] += 1
-            folder = f"{stem}_{last[key] + 1}"
-        taken.add(folder.lower())
-        folders.append(folder)
-    return folders

@@ -1,55 +1,107 @@
-"""Draw feature maps as matplotlib figures."""
+"""Draw feature maps as matplotlib figures: a layer, a channel, or all layers of a model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import operator
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
-from onnxfeat.drawing.arrangements import Arrangement, arrange, remarks
-from onnxfeat.drawing.pictures import MAX_BELT
-from onnxfeat.errors import PictureError
-from onnxfeat.records import FeatureMap
+from onnxfeat.drawing.model_plots import draw_model
+from onnxfeat.drawing.panels import Panel, panel_of, range_words, set_limits
+from onnxfeat.drawing.styles import Style, StyleChoices, styled
+from onnxfeat.drawing.vector_pages import save_figure
+from onnxfeat.errors import PictureError, quote
+from onnxfeat.records import FeatureMap, Features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from typing_extensions import Unpack
+
+__all__ = ["plot", "save_figure"]
 
 _WIDTH = 20.0  # inches, of the figure in F. Chollet, "Deep Learning with Python", section 5.4.1
 _LEAST_HEIGHT = 0.02  # inches: two pixels at 100 dpi; matplotlib can't save a figure of less than one
 _MOST_HEIGHT = 40.0  # inches: slices of many channels and few slices are much higher than wide
 _LEAST_STRIP_HEIGHT = 5.0  # inches
-_MAX_LINES = 16  # more lines than that can't be told apart
-_LINE_DISTANCE = 4.0  # standard deviations between the zeros of two lines
+_CHANNEL_SIDE, _LEAST_CHANNEL_WIDTH = 8.0, 5.0  # inches: longer side of a figure of one channel; its title needs 5
+_LEAST_BARRED = 2.0  # inches: a lower figure has no room for a colorbar
+_BAR = 0.2  # inches: width of a colorbar
+_TITLE_LETTER, _NOTE_LETTER = 0.11, 0.075  # inches: widths of letters at 12 points and at the 8.3 of `x-small`
 
 
+@overload
 def plot(
-    feature_map: FeatureMap,
+    what: FeatureMap,
     *,
     index: int = 0,
     ax: Axes | None = None,
-    cmap: str = "viridis",
-    max_belt: int = MAX_BELT,
+    cmap: str | Colormap | None = None,
+    norm: Normalize | None = None,
+    channel: int | None = None,
+    style: Style | None = None,
+    **choices: Unpack[StyleChoices],
+) -> Figure: ...
+
+
+@overload
+def plot(
+    what: Features,
+    *,
+    index: int = 0,
+    cmap: str | Colormap | None = None,
+    norm: Normalize | None = None,
+    channel: int | None = None,
+    style: Style | None = None,
+    **choices: Unpack[StyleChoices],
+) -> Figure: ...
+
+
+def plot(
+    what: FeatureMap | Features,
+    *,
+    index: int = 0,
+    ax: Axes | None = None,
+    cmap: str | Colormap | None = None,
+    norm: Normalize | None = None,
+    channel: int | None = None,
+    style: Style | None = None,
+    **choices: Unpack[StyleChoices],
 ) -> Figure:
-    """Draw the channels of one layer side by side, titled with the layer's name; return the figure.
+    """Draw a layer, one of its channels, or all layers of a model; return the figure.
 
-    A new figure is 20 inches wide and 20/k high for k channels, at least 0.02. A layer whose belt were wider than
-    `max_belt` pixels is drawn as a grid, and the title says so. Gray levels are those of `normalize`, 0..255 from end
-    to end of the colormap.
+    - A layer: its channels side by side, titled with its name. A new figure is 20 inches wide and 20/k high for k
+      channels, at least 0.02. A layer whose belt were wider than `max_belt` pixels is drawn as a grid, and the title
+      says so. Maps with one spatial axis are lines, each in units of its own standard deviation, if there are 16 at
+      most and they have `max_belt` cells at most, else a heat strip; volumes and tokens as `arrangements.arrange` says.
+    - A layer and `channel`: that one, large.
+    - Features: a cell for each layer with the first of its channels; with `arrange="belt"` a row for each.
 
-    Maps with one spatial axis are drawn as lines, each in units of its own standard deviation, if there are 16 at most
-    and they have `max_belt` cells at most, else as a heat strip; volumes and tokens as `arrangements.arrange` says.
+    Where each channel has a scale of its own, the image holds the gray levels of `normalize`, 0..255 from end to end of
+    the colormap. Where there is one scale for all that is drawn (`scale_over` is not `channel`, a single channel, a
+    reduction, a `norm`), it holds the values themselves, so that `figure.colorbar(ax.images[0])` shows them in the
+    map's own units. New figures have a colorbar then, or a line of text. Over the image, NaN is drawn in magenta and
+    infinite values in cyan. No pixel is blurred; where several share a dot of the figure, they are averaged.
 
     Args:
-        feature_map: The maps.
+        what: Maps of a layer, or of a whole model.
         index: Which picture of the batch.
-        ax: Axes to draw in; None makes a figure with pyplot, to be shown with `pyplot.show()` and closed by the caller.
-        cmap: Name of a matplotlib colormap.
-        max_belt: Largest width of a belt or strip in pixels.
+        ax: Axes to draw a layer in; None makes a figure with pyplot, to be shown with `pyplot.show()` and closed by the
+            caller.
+        cmap: A matplotlib colormap or the name of one; None is that of the style.
+        norm: A matplotlib norm for the values in the map's own units, such as `LogNorm()`. As in `imshow`, limits that
+            it does not have become those of the values.
+        channel: Index of the channel to draw alone.
+        style: How to draw, see `Style`.
+        choices: Single fields of the style.
+
+    Returns:
+        The figure that holds all of it, that of `ax` if there is one.
 
     Raises:
-        PictureError: The map is empty or has more than three spatial axes, `index` is outside the batch, the colormap
-            is unknown, or `ax` was removed from its figure.
+        PictureError: The map is empty or has more than three spatial axes, `index` is outside the batch, a colormap or
+            choice is unknown or contradicts another, or `ax` was removed from its figure.
 
     Example:
         >>> from onnxfeat import FeatureExtractor
@@ -58,86 +110,101 @@ def plot(
         >>> figure = plot(features["conv2d"])
         >>> figure.get_size_inches().tolist()
         [20.0, 2.5]
+        >>> figure = plot(features["conv2d"], channel=7, normalize="minmax")
+        >>> figure.axes[0].images[0].get_clim()[0]
+        0.0
         >>> import matplotlib.pyplot
-        >>> matplotlib.pyplot.close(figure)
+        >>> matplotlib.pyplot.close("all")
     """
-    import matplotlib
-
-    if not isinstance(feature_map, FeatureMap):
+    style = _style_of(style, choices, channel=channel, cmap=cmap, norm=norm)
+    if isinstance(what, Features):
+        if ax is not None:
+            raise PictureError("a whole model has a figure of its own: leave ax out, or pass one layer with it")
+        return draw_model(what, index, style, cmap, norm)
+    if not isinstance(what, FeatureMap):
         raise PictureError(
-            f"{type(feature_map).__name__} is no feature map: pass one of a layer, as features['conv2d']"
+            f"{type(what).__name__} is no feature map: pass one of a layer, as features['conv2d'], or all features"
         )
-    if cmap not in matplotlib.colormaps:
-        raise PictureError(f"matplotlib has no colormap {cmap!r}: `list(matplotlib.colormaps)` names them")
-    arrangement = arrange(feature_map, index, max_belt=max_belt)
-    if ax is not None and ax.get_figure() is None:
+    panel = panel_of(what, index, style, cmap, norm)
+    figure = None if ax is None else ax.get_figure(root=True)
+    if ax is not None and figure is None:
         raise PictureError("the axes belong to no figure any more: pass axes that were not removed")
-    if ax is None:
-        from matplotlib import pyplot
+    set_limits(norm, [panel])
+    if ax is None or figure is None:
+        return _figure_of(panel, style)
+    _draw(panel, ax, style)
+    return figure
 
-        figure = pyplot.figure(figsize=(_WIDTH, _height(arrangement)))
-        ax = figure.add_subplot()
-    ax.set_title(_title(feature_map, arrangement), parse_math=False)  # a layer's name may hold a dollar sign
-    ax.grid(False)
-    if _as_lines(arrangement):
-        _draw_lines(ax, feature_map, index, arrangement, cmap)
+
+def _style_of(
+    style: Style | None,
+    choices: StyleChoices,
+    *,
+    channel: int | None,
+    cmap: str | Colormap | None,
+    norm: Normalize | None,
+) -> Style:
+    """Return the style with all choices; refuse those that contradict each other."""
+    changed = styled(style, choices)
+    if cmap is not None and "colormap" in choices:
+        raise PictureError("cmap and colormap are two words for one thing: pass one of them")
+    scaled = [name for name in ("normalize", "scale_over", "percentiles") if name in choices]
+    if norm is not None and scaled:
+        raise PictureError(f"norm says what the colors stand for, and so does {quote(scaled)}: pass one of them")
+    if changed.overlay:
+        raise PictureError("matplotlib figures have no photograph to lay a map over: leave overlay out")
+    if channel is None:
+        return changed
+    if changed.channels is not None or changed.top is not None or changed.reduce is not None:
+        raise PictureError("channel draws one channel: leave channels, top and reduce out, or leave channel out")
+    try:
+        only = operator.index(channel)
+    except TypeError:
+        raise PictureError(f"channel is {channel!r}, and the index of one is wanted: pass a whole number") from None
+    return styled(changed, {"channels": (only,), "arrange": "channel"})
+
+
+def _figure_of(panel: Panel, style: Style) -> Figure:
+    """Return a new figure of one layer, with its scale where it does not disturb."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=_size(panel))
+    ax = figure.add_subplot()
+    image = _draw(panel, ax, style)
+    if not style.frame:
+        return figure
+    box = ax.get_position()
+    width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
+    note = range_words(panel, image)
+    if image is not None and panel.in_units and figure.get_figheight() >= _LEAST_BARRED:
+        figure.colorbar(image, ax=ax, fraction=_BAR / width, pad=_BAR / width, aspect=height / _BAR)
+        note = panel.note
+    settings: Any = {"fontsize": "x-small", "loc": "right", "parse_math": False}
+    if len(panel.title) * _TITLE_LETTER / 2 + len(note) * _NOTE_LETTER < width / 2:
+        ax.set_title(note, **settings)
     else:
-        extent = _extent(arrangement)
-        ax.imshow(arrangement.levels, aspect="auto", cmap=cmap, vmin=0, vmax=255, extent=extent)
-    return cast("Figure", ax.get_figure(root=True))
+        ax.set_xlabel(note, **settings)
+    return figure
 
 
-def _as_lines(arrangement: Arrangement) -> bool:
-    facts = arrangement.facts
-    return bool(facts["arrangement"] == "strip" and facts["channels"] <= _MAX_LINES and "cells_per_pixel" not in facts)
+def _draw(panel: Panel, ax: Axes, style: Style) -> AxesImage | None:
+    """Draw a layer in axes; return the image that a colorbar is for."""
+    ax.grid(False)
+    image = panel.draw(ax)
+    if style.frame:
+        ax.set_title(panel.title, parse_math=False)  # a layer's name may hold a dollar sign
+    else:
+        ax.set_axis_off()
+    return image
 
 
-def _height(arrangement: Arrangement) -> float:
-    """Return the height of a new figure in inches."""
-    rows, columns = arrangement.levels.shape
-    kind = arrangement.facts["arrangement"]
-    height = _WIDTH / arrangement.facts["channels"] if kind == "belt" else _WIDTH * rows / columns
+def _size(panel: Panel) -> tuple[float, float]:
+    """Return width and height of a new figure in inches."""
+    rows, columns = panel.shape
+    kind = panel.facts["arrangement"]
+    if kind == "channel":
+        inches = _CHANNEL_SIDE / max(rows, columns)
+        return max(columns * inches, _LEAST_CHANNEL_WIDTH), max(rows * inches, _LEAST_BARRED)
+    height = _WIDTH / panel.drawn if kind == "belt" else _WIDTH * rows / columns
     least = _LEAST_STRIP_HEIGHT if kind == "strip" else _LEAST_HEIGHT
-    return float(min(max(height, least), _MOST_HEIGHT))
-
-
-def _title(feature_map: FeatureMap, arrangement: Arrangement) -> str:
-    """Return the layer's name, and how its channels lie where that can't be seen."""
-    facts = arrangement.facts
-    count = f"{facts['channels']} channel{'' if facts['channels'] == 1 else 's'}"
-    words = remarks(facts)
-    if _as_lines(arrangement):
-        words.insert(0, f"{count}, in units of the standard deviation of each")
-    elif facts["arrangement"] == "strip":
-        words.insert(0, f"{count}, one a row")
-    elif facts["arrangement"] != "belt":
-        words.insert(0, f"{count} in rows of {facts['columns']}")
-    return f"{feature_map.name} ({', '.join(words)})" if words else feature_map.name
-
-
-def _extent(arrangement: Arrangement) -> tuple[float, float, float, float] | None:
-    """Return the sides of a strip, so that its axes count cells and channels; None where pixels are to be counted."""
-    facts = arrangement.facts
-    if facts["arrangement"] != "strip":
-        return None
-    rows, columns = arrangement.levels.shape
-    cells = columns * facts.get("cells_per_pixel", 1) / facts["column_width"]
-    return -0.5, cells - 0.5, rows / facts["row_height"] - 0.5, -0.5
-
-
-def _draw_lines(ax: Axes, feature_map: FeatureMap, index: int, arrangement: Arrangement, cmap: str) -> None:
-    """Draw each channel of a map with one spatial axis as a line, in units of its own standard deviation."""
-    import matplotlib
-
-    found = arrangement.statistics
-    values = feature_map.array[index].astype(np.float64)
-    values[~np.isfinite(values)] = np.nan  # a gap in the line
-    scale = np.where(found.constant[0] | (found.deviation[0] == 0), np.inf, found.deviation[0])
-    lines = (values - found.mean[0][:, None]) / scale[:, None]
-    count = len(lines)
-    for channel, (line, color) in enumerate(
-        zip(lines, matplotlib.colormaps[cmap](np.linspace(0, 0.85, count)), strict=True)
-    ):
-        ax.plot(line - _LINE_DISTANCE * channel, color=color, linewidth=1)
-    ax.set_yticks(-_LINE_DISTANCE * np.arange(count), [str(channel) for channel in range(count)])
-    ax.margins(x=0)
+    return _WIDTH, float(min(max(height, least), _MOST_HEIGHT))

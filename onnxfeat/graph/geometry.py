@@ -16,10 +16,11 @@ import onnx
 
 from onnxfeat.graph.reading import CELL_BY_CELL, Graph, axis_order, numbers, operator
 
-_WINDOWED = frozenset(
+WINDOWED = frozenset(
     "Conv ConvInteger ConvTranspose FusedConv QLinearConv MaxPool AveragePool LpPool QLinearAveragePool NhwcConv "
     "NhwcFusedConv NhwcMaxPool".split()
 )
+"""Operators that look at a window of cells."""
 _CELL_BY_CELL = CELL_BY_CELL | {"BatchNormalization"}
 
 
@@ -51,8 +52,8 @@ def sights_of(graph: Graph) -> dict[str, Sight]:
         seen = [sights[name] for name in node.input if name in sights]
         if not seen or not node.output:
             continue
-        if operator(node) in _WINDOWED:
-            kernel = _kernel(graph, node)
+        if operator(node) in WINDOWED:
+            kernel = kernel_of(graph, node)
             before = sights.get(node.input[0])
             if kernel is not None and before is not None and len(kernel) == len(before.jump):
                 behind = _through_window(node, before, kernel)
@@ -67,7 +68,8 @@ def sights_of(graph: Graph) -> dict[str, Sight]:
     return sights
 
 
-def _kernel(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+def kernel_of(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+    """Return the side lengths of a conv's or pool's kernel; None where neither attribute nor weight tells them."""
     kernel = numbers(node, "kernel_shape")
     position = 3 if node.op_type == "QLinearConv" else 1
     if kernel is None and len(node.input) > position:

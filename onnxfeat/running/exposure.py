@@ -20,6 +20,7 @@ from onnxfeat.graph.model_files import embed_own, write_model
 from onnxfeat.graph.quantization import INTEGERS
 from onnxfeat.graph.reading import Graph, operator, read_graph, type_name
 from onnxfeat.graph.scaling import own_scaling
+from onnxfeat.graph.skeletons import skeleton_of
 from onnxfeat.layers.inventory import choose_layers
 from onnxfeat.metadata import KEY, Document, Exposed
 from onnxfeat.records import Axis, Layer, ModelInput, Weights
@@ -90,12 +91,15 @@ def exposed_model(
     """
     rewritten = with_outputs(graph, [layer.value for layer in layers], cut=cut)
     given_as = {output.name: output.type.tensor_type.elem_type for output in rewritten.graph.output}
+    target = _input_if_told(graph, inputs_of(graph, rewritten), given)
+    skeleton = skeleton_of(graph, target, layers)
     layers = [_as_given(replace(layer, value=output_of(graph, layer.value)), given_as) for layer in layers]
     exposed = Exposed(
         # Exposing an exposed file again changes nothing, its origin included.
         source_sha256=graph.document.exposed.source_sha256 if graph.document.exposed else graph.sha256,
-        input=_input_if_told(graph, inputs_of(graph, rewritten), given),
+        input=target,
         layers=tuple(layers),
+        skeleton=skeleton,
     )
     kept = {name for node in rewritten.graph.node for name in node.output}
     layer_map = tuple(mapped for mapped in graph.document.layer_map if mapped.value in kept)

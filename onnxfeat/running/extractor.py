@@ -7,32 +7,26 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.errors import LayerError, ModelError, PictureError, ProviderError, quote
+from onnxfeat.errors import LayerError, ModelError, ProviderError, quote
 from onnxfeat.files import contains, sha256_of
 from onnxfeat.findings import Plan
 from onnxfeat.layers.selection import select
 from onnxfeat.metadata import Document, read_document
+from onnxfeat.picture_files import Picture
 from onnxfeat.preprocessing import Preprocessing, Preset
 from onnxfeat.records import FeatureMap, Features, Layer, ModelInput, Provider
-from onnxfeat.running.images import (
-    Picture,
-    choose_preprocessing,
-    is_preprocessed,
-    listed,
-    load_samples,
-    names_of,
-    shape_of,
-)
-from onnxfeat.running.maps import map_of, sample_of, that_can_be_extracted, why_no_map
+from onnxfeat.registration import Place, Step
+from onnxfeat.running.frames import Frames
+from onnxfeat.running.images import choose_preprocessing, is_preprocessed, load_samples, shape_of
+from onnxfeat.running.maps import joined, map_of, registrations_of, sample_of, that_can_be_extracted, why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of, declared_sizes, passes, refuse_to_hold, too_large
 from onnxfeat.running.runtime import extra_inputs, fed, filled, first_line, open_session, run
+from onnxfeat.running.streams import Batch, Pictures, Stream, batch_of, each, one_of_each_size, refuse_none
 
 if TYPE_CHECKING:
     import onnx
@@ -136,6 +130,7 @@ class FeatureExtractor:
             preprocessing, document.preprocessing, self.input
         )
         self._exposed = document.exposed
+        self._steps, self._places = self._registered()
         self._is_optimized = False
         self._part_graph: Graph | None = None
         self._opened: tuple[str, ...] = ()
@@ -143,12 +138,12 @@ class FeatureExtractor:
         self._extras: dict[str, Any] = {}
         self._open(self._plan(())[0][0])
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> Features:
+    def __call__(self, pictures: Pictures) -> Features:
         """Return the maps of the chosen layers for one picture or many.
 
         Args:
             pictures: One or many of: path of a picture or `.npy` file, PIL image, `uint8` array (rows, columns,
-                channels), or preprocessed array of rank 4 in the input's layout.
+                channels), or preprocessed array of rank 4 in the input's layout; or the `Frames` of a file.
 
         Raises:
             PictureError: A picture can't be read or does not fit the model, the maps of the pictures differ in size,
@@ -156,7 +151,7 @@ class FeatureExtractor:
             ModelError: The model fails while it runs.
         """
         start = time.perf_counter()
-        batch = listed(pictures)
+        batch = batch_of(pictures)
         whole = 0
         parts = []
         samples = sum(self._samples(picture) for picture in batch)
@@ -167,40 +162,19 @@ class FeatureExtractor:
             whole += sum(feature_map.array.nbytes for feature_map in part.values())
             refuse_to_hold(whole, self.max_bytes, samples)
             parts.append(part)
-        maps = {}
-        for layer in self.layers:
-            found = [part[layer.name] for part in parts if layer.name in part]
-            if len(found) < len(parts):
-                continue
-            if len({feature_map.shape for feature_map in found}) > 1:
-                raise PictureError(
-                    f"the pictures differ in size, and so do their maps of {layer.name!r}: pass them one by one, or "
-                    f"set the size in the preprocessing"
-                )
-            shares = [x.saturated for x in found if x.saturated is not None]
-            maps[layer.name] = FeatureMap(
-                layer=layer,
-                array=found[0].array if len(found) == 1 else np.concatenate([x.array for x in found]),
-                saturated=sum(shares) / len(shares) if shares else None,
-            )
-        return replace(
-            parts[0],
-            maps=maps,
-            pictures=tuple(name for part in parts for name in part.pictures),
-            preprocessed=tuple(x for part in parts for x in part.preprocessed),
-            seconds=time.perf_counter() - start,
-            left_out={name: why for part in parts for name, why in part.left_out.items()},
-        )
+        return joined(self.layers, parts, time.perf_counter() - start)
 
-    def stream(self, pictures: Picture | Sequence[Picture]) -> Iterator[Features]:
-        """Yield the maps of one picture or many in parts that fit `max_bytes`, as they come.
+    def stream(self, pictures: Pictures) -> Stream:
+        """Give the maps of one picture or many in parts that fit `max_bytes`, as they come.
 
         Each part holds the maps of one picture and of as many layers as fit; `first` is the picture's position, and
         `layers` names all layers of the run. All pictures run through the first layers, then all through the next:
-        one cut model is in memory at a time.
+        one cut model is in memory at a time. Nothing runs before the first part is asked for; who iterates over the
+        stream once more has all run once more.
 
         Args:
-            pictures: As for a call.
+            pictures: As for a call; any object that gives pictures anew each time it is iterated is asked for one at a
+                time, so that any number of them takes the memory of one.
 
         Raises:
             PictureError: A picture can't be read or does not fit the model.
@@ -212,26 +186,35 @@ class FeatureExtractor:
             >>> [list(part) for part in extractor.stream("models/pictures/chelsea.png")]
             [['conv_1', 'pool_1'], ['depthwise_2', 'pointwise_3', 'pool_3', 'conv_4', 'pool_4', 'conv_5']]
         """
-        batch = listed(pictures)
+        return Stream(self._parts, batch_of(pictures))
+
+    def _parts(self, batch: Batch, durations: dict[int, float]) -> Iterator[Features]:
+        """Yield the parts of a stream; note how long each picture is shown, in ms, where it is a frame."""
         groups, large = self._plan(self._shapes(batch))
         given = False
         for group in groups:
             self._open(group)
             position = 0
-            for picture, name in zip(batch, names_of(batch), strict=True):
+            for frame in each(batch):
+                picture, name = frame.picture, frame.name
                 start = time.perf_counter()
                 samples = load_samples(picture, self.input, self.preprocessing, self.most_input)
                 count = len(samples) if self.input.is_batched else 1
+                ready = is_preprocessed(picture, self.input)
                 for index in range(count):
-                    maps, left_out = self._run(samples[index : index + 1] if self.input.is_batched else samples, group)
+                    sample = samples[index : index + 1] if self.input.is_batched else samples
+                    maps, left_out = self._run(sample, group, None if ready else self.preprocessing)
                     given = given or bool(maps)
                     # Fed whole, an input may still give the maps of several samples.
                     inside = 1 if self.input.is_batched else max((len(x.array) for x in maps.values()), default=1)
                     for part in range(inside):
+                        if frame.duration is not None:
+                            durations[position] = frame.duration
                         yield Features(
                             maps=maps if inside == 1 else sample_of(maps, part),
                             pictures=(name if count * inside == 1 else f"{name}[{index + part}]",),
-                            preprocessed=(is_preprocessed(picture, self.input),),
+                            preprocessed=(ready,),
+                            photographs=(None if ready else picture,),
                             model=self.model_name,
                             sha256=self.sha256,
                             provider=self.provider,
@@ -244,11 +227,13 @@ class FeatureExtractor:
                         )
                         position += 1
                     del maps
+        if not position:
+            refuse_none()
         if not given:
             name, why = next(iter(left_out.items()))
             raise LayerError(f"none of the chosen layers gives a map, {name!r} for instance {why}: choose others")
 
-    def plan(self, pictures: Picture | Sequence[Picture]) -> Plan:
+    def plan(self, pictures: Pictures) -> Plan:
         """Return how a run on these pictures will go: its passes, and the bytes that the maps of one picture take.
 
         Args:
@@ -258,7 +243,7 @@ class FeatureExtractor:
             PictureError: A picture can't be read or does not fit the model.
             LayerError: No layer fits `max_bytes`.
         """
-        shapes = self._shapes(listed(pictures))
+        shapes = self._shapes(batch_of(pictures))
         groups = self._plan(shapes)[0]
         nodes = all_nodes = 0
         if self._graph is not None:
@@ -302,12 +287,25 @@ class FeatureExtractor:
         names = needed(graph, [layer.value for layer in self.layers])[1]
         return picture_input(graph, names, self._given)
 
-    def _shapes(self, batch: Sequence[Picture]) -> frozenset[tuple[int, ...]]:
-        shapes = {shape_of(picture, self.input, self.preprocessing, self.most_input) for picture in batch}
+    def _registered(self) -> tuple[tuple[Step, ...], dict[str, Place]]:
+        """Return the steps from the picture to the layers, and the place of each layer that has one."""
+        if self._as_it_is and self._exposed is not None:
+            layers, skeleton = self._exposed.layers, self._exposed.skeleton
+        else:
+            from onnxfeat.graph.skeletons import skeleton_of
+
+            layers, skeleton = self.layers, skeleton_of(self._read(), self.input, self.layers)
+        return skeleton.steps, skeleton.places_of([layer.name for layer in layers])
+
+    def _shapes(self, batch: Batch) -> frozenset[tuple[int, ...]]:
+        pictures = one_of_each_size(batch)
+        shapes = {shape_of(picture, self.input, self.preprocessing, self.most_input) for picture in pictures}
         return frozenset(shape for shape in shapes if shape)
 
-    def _samples(self, picture: Picture) -> int:
-        """Return how many samples a picture stands for: a preprocessed array may hold several."""
+    def _samples(self, picture: Picture | Frames) -> int:
+        """Return how many samples a picture stands for: a preprocessed array may hold several, a file many frames."""
+        if isinstance(picture, Frames):
+            return picture.count or 1  # where nobody knows, the maps are counted as they come
         if not self.input.is_batched or not is_preprocessed(picture, self.input):
             return 1
         return len(load_samples(picture, self.input, self.preprocessing, self.most_input))
@@ -423,9 +421,12 @@ class FeatureExtractor:
             ) from error
         return dict(zip(outputs, results, strict=True))
 
-    def _run(self, sample: NDArray[Any], group: Sequence[Layer]) -> tuple[dict[str, FeatureMap], dict[str, str]]:
+    def _run(
+        self, sample: NDArray[Any], group: Sequence[Layer], prepared: Preprocessing | None
+    ) -> tuple[dict[str, FeatureMap], dict[str, str]]:
         """Return the maps of some layers for one sample, and why others have none."""
         results = self.values(sample, group)
+        registered = registrations_of(self._places, self._steps, self.input, sample.shape, prepared)
         maps: dict[str, FeatureMap] = {}
         left_out: dict[str, str] = {}
         uses = Counter(layer.value for layer in group)
@@ -437,7 +438,8 @@ class FeatureExtractor:
             if why:
                 left_out[layer.name] = why
             else:
-                maps[layer.name] = map_of(array, layer, all_samples=not self.input.is_batched)
+                whole = not self.input.is_batched
+                maps[layer.name] = map_of(array, layer, all_samples=whole, registration=registered.get(layer.name))
             del array
         return maps, left_out
 

@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from onnxfeat.errors import PictureError, quote
+from onnxfeat.picture_files import Picture, as_image, content_of, converted, load_array, refuse_bomb, size_of_file
 from onnxfeat.preprocessing import CHANNELS, Preprocessing, Preset, adjusted
 from onnxfeat.records import ModelInput
-from onnxfeat.running.resizing import refuse_bomb, resized
-
-Picture = str | Path | Image.Image | NDArray[Any]
-"""A picture: path of a file that Pillow reads or of a `.npy` array, PIL image, or array."""
-
-_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+from onnxfeat.running.resizing import resized
 
 
-def listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    """Return one picture or many as a list.
-
-    Raises:
-        PictureError: There is none.
-    """
-    several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
-    batch = list(cast(Sequence[Picture], pictures)) if several else [cast(Picture, pictures)]
-    if not batch:
-        raise PictureError("no picture was passed: pass one or more")
-    return batch
-
-
-def names_of(pictures: Sequence[Picture]) -> tuple[str, ...]:
-    """Return a name for each picture: the file's name, else `picture_1`, `picture_2`."""
-    return tuple(
-        Path(picture).name if isinstance(picture, str | Path) else f"picture_{number}"
-        for number, picture in enumerate(pictures, start=1)
-    )
+def name_of(picture: Picture, number: int) -> str:
+    """Return a name for a picture: the file's name, else `picture_1`, `picture_2`."""
+    return Path(picture).name if isinstance(picture, str | Path) else f"picture_{number}"
 
 
 def load_samples(
@@ -74,13 +52,13 @@ def load_samples(
             f"{path} can't be taken: the input {target.name!r} wants {target.dtype} {target.described}, which is no "
             f"picture; pass a .npy array of that shape"
         )
-    content = _content(picture)
+    content = content_of(picture)
     if isinstance(content, np.ndarray) and _is_input(content, target):
         refuse_large(content.shape, target, name, max_bytes)
         return _preprocessed(content, target, name)
     if path is not None and isinstance(content, np.ndarray):
         refuse_bomb(content.shape[:2], f"{name} is too large to be taken as a picture safely", "pass a smaller picture")
-    image = content if isinstance(content, Image.Image) else _as_image(np.asarray(content), name)
+    image = content if isinstance(content, Image.Image) else as_image(np.asarray(content), name)
     height, width = _size(image, target, preprocessing)
     shape = (target.axis("N") or 1, height, width, CHANNELS[preprocessing.color])
     refuse_large(shape, target, f"{name} at {height} x {width}", max_bytes)
@@ -140,17 +118,17 @@ def _shape_of(picture: Picture, target: ModelInput, preprocessing: Preprocessing
         if fixed or preprocessing.size:
             height, width = preprocessing.size or (target.axis("H") or 0, target.axis("W") or 0)
         elif isinstance(picture, str | Path) and Path(picture).suffix.lower() != ".npy":
-            height, width = _header(Path(picture))
+            height, width = size_of_file(Path(picture))
         else:
-            content = _content(picture)
+            content = content_of(picture)
             if not isinstance(content, Image.Image) and np.ndim(content) not in (2, 3):
-                _as_image(np.asarray(content), "the array")  # raises the error that says what is wanted
+                as_image(np.asarray(content), "the array")  # raises the error that says what is wanted
             width, height = content.size if isinstance(content, Image.Image) else np.shape(content)[1::-1]
         sides = {"N": 1, "C": target.axis("C") or CHANNELS[preprocessing.color], "H": height, "W": width}
         return tuple(sides[letter] for letter in target.layout or "")
     if isinstance(picture, str | Path) and Path(picture).suffix.lower() != ".npy":
         return ()  # a picture for a model that takes none: told when it is loaded
-    shape = np.shape(cast(NDArray[Any], _content(picture)))
+    shape = np.shape(cast(NDArray[Any], content_of(picture)))
     shape = (1, *shape) if len(shape) == len(target.shape) - 1 else shape
     if len(shape) != len(target.shape):
         return ()  # it does not fit: told when it is loaded
@@ -188,29 +166,6 @@ def default_preprocessing(target: ModelInput) -> Preprocessing:
     return Preprocessing(color="gray" if target.axis("C") == 1 else "rgb", scale=scale)
 
 
-def load_array(source: str | Path | NDArray[Any]) -> NDArray[Any]:
-    """Return the array in a `.npy` file, mapped and read-only; an array is returned as it is.
-
-    Raises:
-        PictureError: The file can't be read.
-    """
-    if isinstance(source, np.ndarray):
-        return source
-    path = Path(source)
-    try:
-        _refuse_other(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # the size that a header promises overflows: it is refused
-            # Mapped, not read: nothing is allocated for a header that promises more than the file holds.
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except FileNotFoundError:
-        raise PictureError(f"there is no file {path}: check the path of the array") from None
-    except PictureError:
-        raise
-    except Exception as error:  # a damaged header gives anything from TokenError to MemoryError
-        raise PictureError(f"{path} can't be read as an array ({error}): write it with numpy.save") from error
-
-
 def choose_preprocessing(
     asked: Preprocessing | Preset | Mapping[str, Any] | None, stored: Preprocessing | None, target: ModelInput
 ) -> tuple[Preprocessing, str]:
@@ -240,13 +195,6 @@ def choose_preprocessing(
     return chosen, f"{source}, {' and '.join(names)} from the caller"
 
 
-def _content(picture: Picture) -> Image.Image | NDArray[Any]:
-    if not isinstance(picture, str | Path):
-        return picture
-    path = Path(picture)
-    return load_array(path) if path.suffix.lower() == ".npy" else _open(path)
-
-
 def refuse_large(shape: Sequence[int], target: ModelInput, name: str, max_bytes: int | None) -> None:
     """Raise a `PictureError` if an input of this shape takes more than `max_bytes`; None means any size."""
     size = math.prod(shape) * input_type(target).itemsize
@@ -257,85 +205,14 @@ def refuse_large(shape: Sequence[int], target: ModelInput, name: str, max_bytes:
         )
 
 
-def _header(path: Path) -> tuple[int, int]:
-    """Return height and width of a picture file, which its header tells."""
-    with _readable(path), Image.open(path) as image:
-        return image.height, image.width
-
-
-def _open(path: Path) -> Image.Image:
-    with _readable(path), Image.open(path) as image:
-        image.load()
-        return image
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a picture file is read into one sentence."""
-    try:
-        _refuse_other(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags that are damaged; what matters is whether the pixels can be had
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except FileNotFoundError:
-        raise PictureError(f"there is no file {path}: check the path of the picture") from None
-    except PermissionError:
-        raise PictureError(f"{path} is not for you to read: change its permissions, or pass another one") from None
-    except PictureError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"{path} is too large to be decoded safely ({error}): pass a smaller picture") from error
-    except UnidentifiedImageError as error:
-        raise PictureError(f"{path} is not a picture that Pillow reads: pass a PNG, JPEG, WebP or .npy file") from error
-    except Exception as error:  # on damaged files the decoders raise whatever they stumble over
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise PictureError(
-            f"{path} can't be read ({reason}): pass an undamaged PNG, JPEG, WebP or .npy file"
-        ) from error
-
-
-def _refuse_other(path: Path) -> None:
-    if path.is_dir():
-        raise PictureError(f"{path} is a folder, a picture is wanted: name the files in it")
-    if path.exists() and not path.is_file():  # it would be waited for without end
-        raise PictureError(f"{path} is a device or pipe, a picture is wanted: write it to a file first")
-
-
-def _as_image(array: NDArray[Any], name: str) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise PictureError(
-            f"{name} has shape {array.shape} and type {array.dtype}: a picture is uint8 of shape (rows, columns, "
-            f"channels), a preprocessed input has four axes; pass array[None] for one that lacks the batch axis"
-        )
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        raise PictureError(
-            f"{name} has {array.shape[2]} channels on its last axis, a picture has 1, 3 or 4: reorder its axes"
-        )
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-
-
 def _size(image: Image.Image, target: ModelInput, preprocessing: Preprocessing) -> tuple[int, int]:
     return preprocessing.size or (target.axis("H") or image.height, target.axis("W") or image.width)
 
 
 def _values(image: Image.Image, target: ModelInput, preprocessing: Preprocessing, name: str) -> NDArray[Any]:
     """Return the preprocessed picture, shape (H, W, C), in the element type of the input."""
-    if image.mode in _16_BIT:
-        # Pillow would clip 16 bits at 255 and turn the picture white; the upper byte is the picture.
-        image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise PictureError(f"{name} has 32-bit pixels, whose range is unknown: save it with 8 or 16 bits a channel")
     # The order of Keras's load_img: first the colors, then the size.
-    mode = "L" if preprocessing.color == "gray" else "RGB"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's advice on transparency, which is dropped here
-            image = image.convert(mode)
-    except (OSError, ValueError) as error:  # a PIL image may be of a rare mode, or decoded only now
-        raise PictureError(f"{name} can't be converted to mode {mode} ({error}): pass an RGB picture") from error
-    if 0 in image.size:
-        raise PictureError(f"{name} is {image.width} x {image.height} and so has no pixel: pass a picture")
+    image = converted(image, "L" if preprocessing.color == "gray" else "RGB", name)
     height, width = _size(image, target, preprocessing)
     for letter, side in (("H", height), ("W", width)):
         if target.axis(letter) not in (None, side):

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.errors import LayerError
-from onnxfeat.records import FeatureMap, Layer
+from onnxfeat.errors import LayerError, PictureError
+from onnxfeat.preprocessing import Preprocessing
+from onnxfeat.records import FeatureMap, Features, Layer, ModelInput
+from onnxfeat.registration import Place, Registration, Step
 
 
 def that_can_be_extracted(chosen: Sequence[Layer]) -> tuple[tuple[Layer, ...], dict[str, str]]:
@@ -53,7 +55,9 @@ def why_no_map(array: Any, layer: Layer) -> str:
     return ""
 
 
-def map_of(array: NDArray[Any], layer: Layer, *, all_samples: bool = False) -> FeatureMap:
+def map_of(
+    array: NDArray[Any], layer: Layer, *, all_samples: bool = False, registration: Registration | None = None
+) -> FeatureMap:
     """Return the first sample, or all, of a layer's value as a feature map: float32, real units, channels first.
 
     A fixed batch is filled with copies of one sample; where the input is fed whole, all of them were asked for.
@@ -69,9 +73,83 @@ def map_of(array: NDArray[Any], layer: Layer, *, all_samples: bool = False) -> F
         first = layer.quantization.dequantize(first)
     spatial = sorted(set(layout) - set("NC"), key="DHWT".find)
     ordered = first.transpose([layout.index(axis) for axis in ("N", "C", *spatial)])
-    return FeatureMap(layer=layer, array=np.ascontiguousarray(ordered, dtype=np.float32), saturated=saturated)
+    values = np.ascontiguousarray(ordered, dtype=np.float32)
+    return FeatureMap(layer=layer, array=values, saturated=saturated, registration=registration)
+
+
+def registrations_of(
+    places: Mapping[str, Place],
+    steps: tuple[Step, ...],
+    target: ModelInput,
+    shape: Sequence[int],
+    preprocessing: Preprocessing | None,
+) -> dict[str, Registration]:
+    """Return for each layer whose cells have a place how they lie on a picture.
+
+    Args:
+        places: Layer name to place.
+        steps: The steps that these lead to.
+        target: The model's input.
+        shape: Shape of the input for this picture.
+        preprocessing: How the picture was prepared; None where it came prepared.
+    """
+    if not target.is_picture or target.layout is None:
+        return {}
+    size = shape[target.layout.index("H")], shape[target.layout.index("W")]
+    fitted = preprocessing or Preprocessing()
+    return {
+        name: Registration(
+            steps=steps,
+            step=place.step,
+            size=size,
+            aspect=fitted.aspect,
+            resampling=fitted.resampling,
+            gated=place.gated,
+        )
+        for name, place in places.items()
+    }
 
 
 def sample_of(maps: Mapping[str, FeatureMap], index: int) -> dict[str, FeatureMap]:
     """Return the maps of one sample; those of layers that give fewer samples belong to the first ones."""
     return {name: replace(x, array=x.array[index : index + 1]) for name, x in maps.items() if index < len(x.array)}
+
+
+def joined(layers: Sequence[Layer], parts: Sequence[Features], seconds: float) -> Features:
+    """Return the maps of several pictures as one batch.
+
+    Args:
+        layers: The layers of the run.
+        parts: The maps of each picture; a layer that is not in all of them is left out.
+        seconds: Time of the whole run.
+
+    Raises:
+        PictureError: The maps of a layer differ in size.
+    """
+    maps = {}
+    for layer in layers:
+        found = [part[layer.name] for part in parts if layer.name in part]
+        if len(found) < len(parts):
+            continue
+        if len({feature_map.shape for feature_map in found}) > 1:
+            raise PictureError(
+                f"the pictures differ in size, and so do their maps of {layer.name!r}: pass them one by one, or "
+                f"set the size in the preprocessing"
+            )
+        shares = [x.saturated for x in found if x.saturated is not None]
+        maps[layer.name] = FeatureMap(
+            layer=layer,
+            array=found[0].array if len(found) == 1 else np.concatenate([x.array for x in found]),
+            saturated=sum(shares) / len(shares) if shares else None,
+            # Inputs of different sizes may give maps of one size; then there is no one way that these lie on them.
+            registration=found[0].registration if len({x.registration for x in found}) == 1 else None,
+        )
+    return replace(
+        parts[0],
+        maps=maps,
+        pictures=tuple(name for part in parts for name in part.pictures),
+        preprocessed=tuple(x for part in parts for x in part.preprocessed),
+        photographs=tuple(x for part in parts for x in part.photographs),
+        seconds=seconds,
+        left_out={name: why for part in parts for name, why in part.left_out.items()},
+    )

@@ -20,13 +20,14 @@ from onnxfeat.errors import LayerError, ModelError
 from onnxfeat.findings import Change, Check
 from onnxfeat.graph.reading import Graph, operator, read_graph
 from onnxfeat.layers.inventory import choose_layers
+from onnxfeat.picture_files import Picture
 from onnxfeat.preprocessing import Preprocessing, Preset
 from onnxfeat.recipes import InputRecipe
 from onnxfeat.records import Layer, ModelInput, Provider
 from onnxfeat.references import Reference
 from onnxfeat.running.exposure import needed, output_of, with_outputs
 from onnxfeat.running.extractor import FeatureExtractor
-from onnxfeat.running.images import Picture, input_type, load_samples, refuse_large
+from onnxfeat.running.images import input_type, load_samples, refuse_large
 from onnxfeat.running.limits import refuse_absurd
 from onnxfeat.running.maps import why_no_map
 from onnxfeat.running.planning import DEFAULT_BUDGET, budget_of

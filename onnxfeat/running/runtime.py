@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.errors import MissingPackageError, ModelError, ProviderError, quote
+from onnxfeat.picture_files import load_array
 from onnxfeat.records import ModelInput, Provider, ProviderChoice
-from onnxfeat.running.images import load_array
 
 if TYPE_CHECKING:
     import onnxruntime

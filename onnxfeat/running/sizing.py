@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from onnxfeat.graph.inference import Types
 from onnxfeat.graph.reading import Graph, bound_types
+from onnxfeat.picture_files import load_array
 from onnxfeat.records import Layer, ModelInput
 from onnxfeat.running.exposure import shape_output, with_outputs
-from onnxfeat.running.images import input_type, load_array
+from onnxfeat.running.images import input_type
 from onnxfeat.running.planning import bytes_of
 from onnxfeat.running.runtime import extra_inputs, fed, open_session, run
 

@@ -1,0 +1,308 @@
+"""Draw from a shell: what `onnxfeat draw` does."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from onnxfeat.drawing_options import (
+    Animate,
+    Arranged,
+    Bare,
+    Channels,
+    Colormap,
+    DeadOnes,
+    Duration,
+    Every,
+    Format,
+    HiDpi,
+    Limit,
+    MaxBelt,
+    Normalize,
+    Ordered,
+    Over,
+    Overlay,
+    Percentiles,
+    Reduce,
+    SaveArrays,
+    Top,
+    Zoom,
+    style_of,
+)
+from onnxfeat.options import (
+    AsJson,
+    Color,
+    Debug,
+    Fill,
+    Inputs,
+    Layers,
+    MaxBytes,
+    Mean,
+    Model,
+    Overwrite,
+    Preprocess,
+    Quiet,
+    Resampler,
+    Resize,
+    Scale,
+    Shape,
+    Size,
+    Std,
+    changed_fields,
+    given_inputs,
+)
+from onnxfeat.records import Provider
+from onnxfeat.terminal import errors_told, print_json, print_line, progress, say, stages, summary, verdict
+
+if TYPE_CHECKING:
+    from onnxfeat.drawing.styles import Style
+    from onnxfeat.findings import Check
+    from onnxfeat.running.extractor import FeatureExtractor
+    from onnxfeat.running.frames import Frames
+
+
+def draw(
+    model: Model,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Pictures, folders of them, patterns, or .npy arrays.",
+            readable=False,
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.", readable=False, show_default=False),
+    ],
+    layers: Layers = None,
+    provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
+    inputs: Inputs = None,
+    max_bytes: MaxBytes = "1GiB",
+    check_too: Annotated[
+        bool, typer.Option("--check", help="Prove on the first picture that watching changes nothing (see check).")
+    ] = False,
+    normalize: Normalize = None,
+    scale_over: Over = None,
+    percentiles: Percentiles = None,
+    colormap: Colormap = None,
+    arrange: Arranged = None,
+    order: Ordered = None,
+    top: Top = None,
+    channels: Channels = None,
+    dead: DeadOnes = None,
+    reduce: Reduce = None,
+    overlay: Overlay = False,
+    zoom: Zoom = None,
+    hidpi: HiDpi = False,
+    bare: Bare = False,
+    max_belt: MaxBelt = None,
+    format_: Format = None,
+    save_arrays: SaveArrays = None,
+    animate: Animate = False,
+    duration: Duration = None,
+    every: Every = 1,
+    limit: Limit = None,
+    preprocess: Preprocess = None,
+    size: Size = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    color: Color = None,
+    interpolation: Resize = None,
+    aspect: Shape = None,
+    resampling: Resampler = None,
+    fill: Fill = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw every layer's channels for one picture or many: one picture file a layer, and run.json.
+
+    Pictures are prepared as the model's metadata say, else resized to the input, RGB, times 1/255 (unless the model's
+    first nodes scale them). With several there is a folder for each, or with --arrange sheet one sheet for all.
+    """
+    with errors_told(debug):
+        logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
+        from onnxfeat.running.extractor import FeatureExtractor
+        from onnxfeat.running.planning import readable
+
+        style = style_of(
+            bare=bare,
+            channels=channels,
+            percentiles=percentiles,
+            normalize=normalize,
+            scale_over=scale_over,
+            arrange=arrange,
+            order=order,
+            top=top,
+            dead=dead,
+            reduce=reduce,
+            overlay=overlay,
+            colormap=colormap,
+            zoom=zoom,
+            hidpi=hidpi,
+            max_belt=max_belt,
+        )
+        _refuse_contradictions(animate=animate, format_=format_, save_arrays=save_arrays, duration=duration)
+        pictures = _pictures(images, animate=animate, every=every, limit=limit)
+        changes = changed_fields(
+            preset=preprocess,
+            size=size,
+            scale=scale,
+            mean=mean,
+            std=std,
+            color=color,
+            interpolation=interpolation,
+            aspect=aspect,
+            resampling=resampling,
+            fill=fill,
+        )
+        given = given_inputs(inputs)
+        extractor = FeatureExtractor(
+            model, layers=layers, provider=provider, preprocessing=changes, inputs=given, max_bytes=max_bytes
+        )
+        checked: Check | None = None
+        if check_too:
+            from onnxfeat.running.proof import check as check_model
+
+            with stages(quiet) as tell:
+                checked = check_model(
+                    model,
+                    _first(pictures),
+                    layers=layers,
+                    provider=provider,
+                    preprocessing=changes,
+                    inputs=given,
+                    max_bytes=max_bytes,
+                    progress=tell,
+                )
+        plan = extractor.plan(pictures)
+        if len(plan.passes) > 1:
+            say(
+                quiet,
+                f"the maps of a picture take {readable(plan.total)}: drawn in {len(plan.passes)} passes within "
+                f"{readable(plan.max_bytes)}",
+            )
+        facts = {"arguments": sys.argv[1:], **({} if checked is None else {"check": checked.to_json()})}
+        passes = 2 if animate or not style.in_one_pass else 1
+        with progress(quiet, "drawing", _steps(plan.passes, pictures, passes)) as advance:
+            record = _write(
+                extractor,
+                pictures,
+                output,
+                style=style,
+                format_=format_,
+                save_arrays=save_arrays,
+                animate=animate,
+                duration=duration,
+                overwrite=overwrite,
+                progress=lambda _: advance(),
+                facts=facts,
+            )
+        for line in (*extractor.hidden, *summary(record)):
+            say(quiet, line)
+        if checked is not None:
+            for line in verdict(checked):
+                say(quiet, line)
+        if as_json:
+            print_json(record)
+        else:
+            for file in _files(record):
+                print_line(str(output / file))
+        if checked is not None and not checked.passed:
+            raise typer.Exit(1)
+
+
+def _refuse_contradictions(
+    *, animate: bool, format_: str | None, save_arrays: str | None, duration: float | None
+) -> None:
+    """Refuse options that do not go together, before anything is read."""
+    if animate and format_ in ("png", "svg", "pdf"):
+        raise typer.BadParameter(f"{format_} does not move: gif, webp or mp4", param_hint="--format")
+    if not animate and format_ in ("gif", "mp4"):
+        raise typer.BadParameter(f"{format_} is for animations: add --animate", param_hint="--format")
+    if animate and save_arrays:
+        raise typer.BadParameter("arrays are saved of single pictures: leave out --animate", param_hint="--save-arrays")
+    if duration is not None and not animate:
+        raise typer.BadParameter("only animations take time: add --animate", param_hint="--duration")
+
+
+def _pictures(images: Sequence[Path], *, animate: bool, every: int, limit: int | None) -> list[Path | Frames]:
+    """Return the pictures that the arguments stand for; with `animate`, frames of the files that have some."""
+    from onnxfeat.running.folders import picture_paths
+
+    paths = picture_paths(images, videos=animate)
+    if not animate:
+        return list(paths)
+    from onnxfeat.running.frames import Frames
+
+    return [path if path.suffix.lower() == ".npy" else Frames(path, every=every, limit=limit) for path in paths]
+
+
+def _first(pictures: Sequence[Path | Frames]) -> Any:
+    first = pictures[0]
+    return first if isinstance(first, Path) else next(iter(first))
+
+
+def _steps(layers: Sequence[Sequence[str]], pictures: Sequence[Path | Frames], passes: int) -> int | None:
+    """Return how many layers will be seen or drawn; None where a file does not tell the number of its frames."""
+    counts = [1 if isinstance(picture, Path) else picture.count for picture in pictures]
+    return None if None in counts else sum(cast(list[int], counts)) * sum(map(len, layers)) * passes
+
+
+def _write(
+    extractor: FeatureExtractor,
+    pictures: Sequence[Path | Frames],
+    folder: Path,
+    *,
+    style: Style,
+    format_: str | None,
+    save_arrays: Any,
+    animate: bool,
+    duration: float | None,
+    overwrite: bool,
+    progress: Callable[[str], None],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write pictures or animations; return what run.json holds."""
+    runs = extractor.stream(pictures)
+    if animate:
+        from onnxfeat.drawing.animations import save_animation
+
+        return save_animation(
+            runs,
+            folder,
+            format=cast(Any, format_ or "gif"),
+            style=style,
+            duration=duration,
+            overwrite=overwrite,
+            progress=progress,
+            facts=facts,
+        )
+    from onnxfeat.drawing.gallery import save_pictures
+
+    return save_pictures(
+        runs,
+        folder,
+        style=style,
+        format=cast(Any, format_ or "png"),
+        save_arrays=save_arrays,
+        overwrite=overwrite,
+        progress=progress,
+        facts=facts,
+    )
+
+
+def _files(record: dict[str, Any]) -> list[str]:
+    """Return the files of a run, each once."""
+    layers = [layer for picture in record.get("pictures", [record]) for layer in picture["layers"]]
+    names = [layer[key] for layer in layers for key in ("file", "array") if key in layer]
+    return list(dict.fromkeys([*([record["sheet"]] if "sheet" in record else []), *names]))

@@ -1,0 +1,419 @@
+"""Draw one layer in matplotlib axes: its channels as an image, or as lines.
+
+All that can be refused is refused when a panel is made, before there is a figure.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfeat.drawing.arrangements import Arrangement, arrange, remarks
+from onnxfeat.drawing.colormaps import INFINITE, INFINITE_COLOR, NAN, NAN_COLOR
+from onnxfeat.drawing.legends import ends_of, legend_of, number, order_words, scale_note, words_of
+from onnxfeat.drawing.painting import as_drawn, paint
+from onnxfeat.drawing.pictures import picture_of, tile
+from onnxfeat.drawing.scales import LEVELS, Scale
+from onnxfeat.drawing.styles import Style
+from onnxfeat.drawing.subjects import subject_of
+from onnxfeat.drawing.tilings import enlarged, tiling_of
+from onnxfeat.errors import PictureError
+from onnxfeat.records import FeatureMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.image import AxesImage
+
+_MAX_LINES = 16  # more lines than that can't be told apart
+_LINE_DISTANCE = 4.0  # standard deviations between the zeros of two lines
+_LARGE = 1e38  # the difference of two values of float32 below that is one, too
+_COLOR_WORDS = {NAN: " in magenta", INFINITE: " in cyan"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Panel(ABC):
+    """One layer, ready to be drawn.
+
+    Attributes:
+        title: The layer's name, and how its channels lie where that can't be seen.
+        name: What it is called where the words stand elsewhere.
+        words: What is shown of the layer, for where there is room.
+        note: What the colors stand for; empty where they stand for nothing.
+        ends: What both ends and the middle of the colors stand for; empty where that is not the same for all of them.
+        facts: Those of the `Arrangement`.
+        drawn: How many channels are drawn.
+        shape: Rows and columns of the picture.
+    """
+
+    title: str
+    name: str
+    words: tuple[str, ...]
+    note: str
+    ends: tuple[str, ...]
+    facts: Mapping[str, Any]
+    drawn: int
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def draw(self, ax: Axes) -> AxesImage | None:
+        """Draw it in axes, without a title; return the image that a colorbar is for, or None where there is none."""
+
+    @property
+    def in_units(self) -> bool:
+        """Whether the image holds values in the map's own units, and a colorbar says so."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cells(Panel):
+    """Channels as an image.
+
+    Attributes:
+        values: What is drawn: levels, values in the map's own units, or red, green and blue.
+        norm: Which part of the colormap values take; None where they are colors.
+        cmap: The colormap.
+        units: Whether they are in the map's own units.
+        marks: Colors of what is NaN or infinite, `uint8` (rows, columns, 4), transparent elsewhere; None where all is
+            finite.
+    """
+
+    values: NDArray[Any]
+    norm: Normalize | None
+    cmap: Colormap
+    units: bool
+    marks: NDArray[np.uint8] | None
+
+    @property
+    def in_units(self) -> bool:
+        """Whether the image holds values in the map's own units, and a colorbar says so."""
+        return self.units
+
+    def draw(self, ax: Axes) -> AxesImage | None:
+        """Draw the image, and over it what is not finite."""
+        settings: dict[str, Any] = {
+            "aspect": "equal" if self.facts["arrangement"] == "channel" else "auto",
+            "interpolation": _interpolation(ax, self.shape),
+            "extent": self._extent(),
+            "origin": "upper",
+        }
+        image = ax.imshow(self.values, cmap=self.cmap, norm=self.norm, **settings)
+        if self.marks is not None:
+            ax.imshow(self.marks, **settings)
+        return None if self.norm is None else image
+
+    def _extent(self) -> tuple[float, float, float, float] | None:
+        """Return the sides of a strip, so that its axes count cells and channels; None where pixels are counted."""
+        if self.facts["arrangement"] != "strip":
+            return None
+        rows, columns = self.shape
+        cells = columns * self.facts.get("cells_per_pixel", 1) / self.facts["column_width"]
+        return -0.5, cells - 0.5, rows / self.facts["row_height"] - 0.5, -0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lines(Panel):
+    """Channels with one spatial axis as lines, each in units of its own standard deviation.
+
+    Attributes:
+        lines: Their values, NaN where there is a gap, (K, cells).
+        channels: Index of each, (K,).
+        cmap: The colormap that gives their colors.
+    """
+
+    lines: NDArray[np.float64]
+    channels: NDArray[np.intp]
+    cmap: Colormap
+
+    def draw(self, ax: Axes) -> AxesImage | None:
+        """Draw the lines below each other."""
+        count = len(self.lines)
+        for place, (line, color) in enumerate(zip(self.lines, self.cmap(np.linspace(0, 0.85, count)), strict=True)):
+            ax.plot(line - _LINE_DISTANCE * place, color=color, linewidth=1)
+        ax.set_yticks(-_LINE_DISTANCE * np.arange(count), [str(channel) for channel in self.channels])
+        ax.margins(x=0)
+        return None
+
+
+def panel_of(
+    feature_map: FeatureMap,
+    index: int,
+    style: Style,
+    cmap: str | Colormap | None = None,
+    norm: Normalize | None = None,
+) -> Panel:
+    """Return what of a layer is drawn for one picture of the batch.
+
+    Args:
+        feature_map: Maps of the layer.
+        index: Which picture of the batch.
+        style: How.
+        cmap: Name of a matplotlib colormap, or one; None is `style.colors`.
+        norm: What maps the raw values to colors; None does it as the style says.
+
+    Raises:
+        PictureError: The map can't be drawn, a choice is unknown, or two of them contradict each other.
+
+    Example:
+        >>> from onnxfeat.records import Layer
+        >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="y")
+        >>> maps = FeatureMap(layer=layer, array=np.zeros((1, 2, 3, 4), np.float32))
+        >>> panel_of(maps, 0, Style()).title
+        'conv2d (2 constant, 2 of them 0 everywhere)'
+    """
+    colors = _colormap(style.colors if cmap is None else cmap)
+    _refuse_unless_norm(norm)
+    style = replace(style, frame=False)
+    if style.reduce == "pca":
+        if cmap is not None or norm is not None:
+            raise PictureError("the three components of pca are red, green and blue: leave cmap and norm out")
+        return _components(feature_map, index, style, colors)
+    feature_map, style, name, _ = as_drawn(feature_map, style)
+    found = arrange(feature_map, index, style=style)
+    if norm is None and _as_lines(found, style):
+        return _lines(feature_map, index, found, style, name, colors)
+    return _cells(feature_map, index, found, style, name, colors, norm)
+
+
+def _cells(
+    feature_map: FeatureMap,
+    index: int,
+    found: Arrangement,
+    style: Style,
+    name: str,
+    cmap: Colormap,
+    norm: Normalize | None,
+) -> Cells:
+    alone = len(set(found.channels.tolist())) == 1
+    units = norm is not None or found.scale.over != "channel" or (alone and style.arrange == "channel")
+    note = scale_note(style)
+    ends: tuple[str, ...] = ends_of(found.scale.of_channels(found.channels[:1]), alone=alone)
+    if norm is not None:
+        note, ends = f"the values by {type(norm).__name__}", ()
+    values: NDArray[Any] = _raw_values(feature_map, index, found, style) if units else _levels(found)
+    return Cells(
+        title=_title(name, found, style, as_lines=False),
+        name=name,
+        words=(*words_of(feature_map.layer, found, style), *_counts(found, style)),
+        note=note,
+        ends=ends,
+        facts=found.facts,
+        drawn=found.columns if found.facts["arrangement"] == "belt" else len(found.channels),
+        shape=(values.shape[0], values.shape[1]),
+        values=values,
+        norm=_norm_of(found.scale.of_channels(found.channels[:1]), units) if norm is None else norm,
+        cmap=cmap,
+        units=units,
+        marks=_marks(found),
+    )
+
+
+def _norm_of(scale: Scale, units: bool) -> Normalize:
+    """Return what maps to colors: of values in their own units by their one scale, of levels from end to end."""
+    from matplotlib.colors import FuncNorm, Normalize
+
+    if not units:
+        return Normalize(0, LEVELS - 1)
+    low, middle, high = (float(end) for end in (scale.low[0, 0], scale.middle[0, 0], scale.high[0, 0]))
+    if scale.reach[0, 0] == 0:  # no contrast: in the middle, as everywhere
+        aside = max(1.0, abs(middle))
+        return Normalize(middle - aside, middle + aside)
+    if scale.method != "log":
+        return Normalize(low, high)
+    # Exact at the ends of each level; below the lower end as above it, since a colorbar looks beyond its ends.
+    parts = np.linspace(0, 2, 2 * LEVELS + 1)
+    curve = scale.values_at(parts)[0, 0]
+    parts, curve = np.append(-parts[:0:-1], parts), np.append(2 * low - curve[:0:-1], curve)
+    return FuncNorm((lambda x: np.interp(x, curve, parts), lambda part: np.interp(part, parts, curve)), low, high)
+
+
+def _raw_values(feature_map: FeatureMap, index: int, found: Arrangement, style: Style) -> NDArray[Any]:
+    """Return values as they lie in the picture, masked where none is finite and between the channels."""
+    one = picture_of(subject_of(feature_map).array, index)[0]
+    plan = tiling_of(one.shape[1:], len(found.order.channels), style)
+    some = one[found.order.channels[: plan.drawn]]
+    if max(-found.statistics.lowest.min(), found.statistics.highest.max()) > _LARGE:
+        some = some.astype(np.float64)  # matplotlib subtracts one end from the other
+    if some.ndim == 4:
+        some = some[:, list(plan.slices)].reshape(-1, *some.shape[2:])
+    cells = _means(some.reshape(len(some), -1, some.shape[-1]), plan.shrink)
+    cells = cells.repeat(plan.zoom[0], axis=1).repeat(plan.zoom[1], axis=2)
+    count, height, width = cells.shape
+    rows = math.ceil(count / plan.columns)
+    spots = np.full((rows * plan.columns, height + plan.gap, width + plan.gap), np.nan, cells.dtype)
+    spots[:count, :height, :width] = cells
+    sheet = spots.reshape(rows, plan.columns, *spots.shape[1:]).transpose(0, 2, 1, 3)
+    whole = sheet.reshape(rows * spots.shape[1], plan.columns * spots.shape[2])
+    masked: NDArray[Any] = np.ma.masked_invalid(whole[: len(whole) - plan.gap, : whole.shape[1] - plan.gap], copy=False)
+    return masked
+
+
+def _levels(found: Arrangement) -> NDArray[np.uint8]:
+    """Return levels as they lie in the picture, masked between the channels: there is no value."""
+    if found.gap == 0:
+        return found.levels
+    is_cell = tile(enlarged(np.ones_like(found.cells), found.zoom), found.columns, found.gap)
+    masked: NDArray[np.uint8] = np.ma.array(found.levels, mask=is_cell == 0)
+    return masked
+
+
+def _means(cells: NDArray[Any], shrink: tuple[int, int]) -> NDArray[Any]:
+    """Return the mean of each block of cells (K, H, W)."""
+    for axis, step in enumerate(shrink, start=1):
+        if step > 1:
+            starts = np.arange(0, cells.shape[axis], step)
+            counts = np.diff(starts, append=cells.shape[axis]).astype(np.float32)
+            sums = np.add.reduceat(cells, starts, axis=axis)
+            cells = sums / (counts[:, None] if axis == 1 else counts)
+    return cells
+
+
+def _marks(found: Arrangement) -> NDArray[np.uint8] | None:
+    """Return the colors of what is NaN or infinite, over the picture: colormaps have one color for both at most."""
+    if found.nan is None and found.infinite is None:
+        return None
+    colors = np.zeros((*found.levels.shape, 4), np.uint8)
+    for mask, color in ((found.nan, NAN_COLOR), (found.infinite, INFINITE_COLOR)):
+        if mask is not None:
+            picture = tile(enlarged(mask.view(np.uint8), found.zoom), found.columns, found.gap)
+            colors[picture > 0] = (*color, 255)
+    return colors
+
+
+def _interpolation(ax: Axes, shape: tuple[int, int]) -> str:
+    """Return how an image is fitted to its axes: no pixel is blurred, and none is dropped where several share a dot."""
+    return "none" if shape[0] <= ax.bbox.height and shape[1] <= ax.bbox.width else "auto"
+
+
+def _components(feature_map: FeatureMap, index: int, style: Style, cmap: Colormap) -> Cells:
+    """Return the first three principal components as red, green and blue."""
+    drawing = paint(feature_map, index, style=style)
+    shares = ", ".join(f"{share:.0%}" for share in drawing.facts["explained"])
+    name = f"{feature_map.name}: principal components of {feature_map.channels:,} channels"
+    words = (f"{shares} of the variance", *remarks(drawing.facts))
+    return Cells(
+        title=f"{name} ({', '.join(words)})",
+        name=name,
+        words=words,
+        note="red, green, blue: the first three components",
+        ends=(),
+        facts={**drawing.facts, "arrangement": "channel"},
+        drawn=1,
+        shape=(drawing.pixels.shape[0], drawing.pixels.shape[1]),
+        values=drawing.pixels,
+        norm=None,
+        cmap=cmap,
+        units=False,
+        marks=None,
+    )
+
+
+def _as_lines(found: Arrangement, style: Style) -> bool:
+    facts, by_deviation = found.facts, style.normalize == "zscore" and style.scale_over == "channel"
+    is_whole = facts["arrangement"] == "strip" and "cells_per_pixel" not in facts
+    return by_deviation and is_whole and len(found.channels) <= _MAX_LINES
+
+
+def _lines(feature_map: FeatureMap, index: int, found: Arrangement, style: Style, name: str, cmap: Colormap) -> Lines:
+    statistics, at = found.statistics, found.channels
+    values = picture_of(subject_of(feature_map).array, index)[0, at].astype(np.float64)
+    values[~np.isfinite(values)] = np.nan  # a gap in the line
+    deviation = statistics.deviation[0, at]
+    reach = np.where(statistics.constant[0, at] | (deviation == 0), np.inf, deviation)
+    return Lines(
+        title=_title(name, found, style, as_lines=True),
+        name=name,
+        words=(*words_of(feature_map.layer, found, style), *_counts(found, style, colored=False)),
+        note="",
+        ends=(),
+        facts=found.facts,
+        drawn=len(at),
+        shape=found.levels.shape,
+        lines=(values - statistics.mean[0, at][:, None]) / reach[:, None],
+        channels=at,
+        cmap=cmap,
+    )
+
+
+def _title(name: str, found: Arrangement, style: Style, *, as_lines: bool) -> str:
+    """Return the layer's name, and what can't be seen: how its channels lie, which they are, what of them is odd."""
+    facts = found.facts
+    count = f"{facts['channels']} channel{'' if facts['channels'] == 1 else 's'}"
+    words = [*order_words(found.order, style), *remarks(facts), *_counts(found, style, colored=not as_lines)]
+    if as_lines:
+        words.insert(0, f"{count}, in units of the standard deviation of each")
+    elif facts["arrangement"] == "strip":
+        words.insert(0, f"{count}, one a row")
+    elif facts["arrangement"] != "belt" and len(set(found.channels.tolist())) > 1:
+        words.insert(0, f"{count} in rows of {facts['columns']}")
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+def _counts(found: Arrangement, style: Style, *, colored: bool = True) -> list[str]:
+    """Return in words how many values are NaN or infinite, and how many channels are constant."""
+    marks = legend_of(found, style).marks
+    return [f"{words}{_COLOR_WORDS.get(color, '') if colored else ''}" for color, words in marks]
+
+
+def range_words(panel: Panel, image: AxesImage | None) -> str:
+    """Return in words what both ends of the colors stand for, and how that was found; empty where there is no scale."""
+    if image is not None and not panel.ends:
+        low, high = image.get_clim()
+        return f"{number(low or 0)} to {number(high or 0)} ({panel.note})"
+    return f"{panel.ends[0]} to {panel.ends[-1]} ({panel.note})" if panel.ends else panel.note
+
+
+def _colormap(cmap: str | Colormap) -> Colormap:
+    import matplotlib
+    from matplotlib.colors import Colormap
+
+    if isinstance(cmap, Colormap):
+        return cmap
+    if cmap not in matplotlib.colormaps:
+        raise PictureError(f"matplotlib has no colormap {cmap!r}: `list(matplotlib.colormaps)` names them")
+    return matplotlib.colormaps[cmap]
+
+
+def _refuse_unless_norm(norm: Any) -> None:
+    from matplotlib.colors import Normalize
+
+    if norm is not None and not isinstance(norm, Normalize):
+        raise PictureError(
+            f"norm {norm!r} is nothing that maps values to colors: pass one of matplotlib.colors, such as LogNorm()"
+        )
+
+
+def set_limits(norm: Normalize | None, panels: Sequence[Panel]) -> None:
+    """Give a norm without limits those of the values of all panels; left to itself it takes those of the first.
+
+    Raises:
+        PictureError: None of the values can be a limit.
+    """
+    images = [panel for panel in panels if isinstance(panel, Cells)]
+    if norm is None or norm.scaled() or not images:
+        return
+    found = [limits for panel in images if (limits := _limits(norm, panel.values)) is not None]
+    if not found:
+        name = type(norm).__name__
+        raise PictureError(f"{name} finds no limits among the values: pass it vmin and vmax, or choose another norm")
+    norm.vmin, norm.vmax = min(low for low, _ in found), max(high for _, high in found)
+
+
+def _limits(norm: Normalize, values: NDArray[Any]) -> tuple[float, float] | None:
+    """Return the limits that a norm finds for some values, or None where they give none."""
+    alone = copy.deepcopy(norm)
+    alone.autoscale_None(values)
+    if np.ma.count(values) == 0 or alone.vmin is None or alone.vmax is None:
+        return None
+    try:
+        alone.inverse(np.ones(1))
+    except ValueError:  # as LogNorm's, where no value is positive
+        return None
+    return alone.vmin, alone.vmax
