@@ -264,7 +264,7 @@ def test_each_format_shows_the_same(tmp_path: Path) -> None:
     [
         ({"format": "gif"}, "format 'gif' is unknown: choose 'png', 'webp', 'svg' or 'pdf'"),
         ({"save_arrays": "csv"}, "save_arrays 'csv' is unknown: choose 'npy' or 'npz'"),
-        ({"format": "svg", "arrange": "sheet"}, "svg is for the channels of a layer, and not for sheet"),
+        ({"format": "svg", "arrange": "sheet"}, "svg is for single layers, and not for a sheet"),
         ({"colormap": "jetsam"}, "colormap 'jetsam' is unknown"),
         ({"normalise": "log"}, "there is no choice 'normalise' of how to draw: 'normalize'"),
     ],

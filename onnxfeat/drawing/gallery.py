@@ -153,9 +153,8 @@ def _check_formats(style: Style, picture: str, array: str | None) -> None:
     ):
         if value not in known:
             raise PictureError(f"{name} {value!r} is unknown: choose {quote([x for x in known if x])}")
-    drawn_by_us = "sheet" if style.arrange == "sheet" else "overlay" if style.overlay else ""
-    if drawn_by_us and picture in ("svg", "pdf"):
-        raise PictureError(f"{picture} is for the channels of a layer, and not for {drawn_by_us}: choose png or webp")
+    if style.arrange == "sheet" and picture in ("svg", "pdf"):
+        raise PictureError(f"{picture} is for single layers, and not for a sheet: choose png or webp")
 
 
 def _refuse_iterator(runs: Iterable[Features]) -> None:
@@ -272,13 +271,13 @@ class _Artist:
         feature_map, shared, style = run[name], self.shared.get(name, ALONE), self.style
         if style.arrange == "sheet":
             return row_of(feature_map, index, style, shared, picture=run.pictures[index])
-        title = feature_map.name
+        title, photograph = feature_map.name, _photograph_of(run, index) if style.overlay else None
         if self.format in ("svg", "pdf"):
-            from onnxfeat.drawing.plots import save_figure  # late: matplotlib takes longer than drawing
+            from onnxfeat.drawing.vector_pages import save_figure  # late: matplotlib takes longer than drawing
 
-            return save_figure(feature_map, index, path, style=style, shared=shared)
-        if style.overlay:
-            drawing = paint_overlay(feature_map, _photograph_of(run, index), index, style=style, shared=shared)
+            return save_figure(feature_map, index, path, style=style, shared=shared, photograph=photograph)
+        if photograph is not None:
+            drawing = paint_overlay(feature_map, photograph, index, style=style, shared=shared)
         else:
             drawing = paint(feature_map, index, style=style, shared=shared)
         words = f"{description(drawing.facts)}; {scale_note(style)}"

@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import Arrangement, arrange, remarks
-from onnxfeat.drawing.channel_statistics import not_finite, statistics
-from onnxfeat.drawing.colormaps import INFINITE, INFINITE_COLOR, NAN, NAN_COLOR, STEPS, color_table, frame_table
-from onnxfeat.drawing.legends import Legend, legend_of, marks_of, number, operator_of, shape_words, words_of
+from onnxfeat.drawing.arrangements import Arrangement, arrange
+from onnxfeat.drawing.channel_facts import channel_facts
+from onnxfeat.drawing.color_pictures import ColorPicture, components_of, overlay_of
+from onnxfeat.drawing.colormaps import INFINITE, NAN, STEPS, color_table, frame_table
+from onnxfeat.drawing.legends import legend_of, number, words_of
 from onnxfeat.drawing.lettering import columns_of, digit_width, numbers, text_width
-from onnxfeat.drawing.overlays import lay_over
 from onnxfeat.drawing.pages import Page, inked, stroke
-from onnxfeat.drawing.pictures import picture_of, tile
-from onnxfeat.drawing.reductions import PcaBasis, pca_basis, reduced, rgb
+from onnxfeat.drawing.reductions import reduced
 from onnxfeat.drawing.scales import LEVELS
 from onnxfeat.drawing.sharing import ALONE, Shared
 from onnxfeat.drawing.styles import Style
-from onnxfeat.drawing.subjects import subject_facts, subject_of
-from onnxfeat.drawing.tilings import enlarged, tiling_of
+from onnxfeat.drawing.tilings import enlarged
 from onnxfeat.picture_files import Picture
 from onnxfeat.records import FeatureMap
 
@@ -98,7 +96,7 @@ def paint(
     """
     style = style or Style()
     if style.reduce == "pca":
-        return _components(feature_map, index, style, shared.basis)
+        return _colored(components_of(feature_map, index, style, shared), style)
     feature_map, style, title, more = as_drawn(feature_map, style)
     found = arrange(feature_map, index, style=style, shared=shared, steps=STEPS if style.frame else LEVELS)
     facts = {**found.facts, **more, **channel_facts(found)}
@@ -127,123 +125,27 @@ def as_drawn(feature_map: FeatureMap, style: Style) -> tuple[FeatureMap, Style, 
     return reduced(feature_map, style.reduce), replace(style, arrange="channel"), title, facts
 
 
-def paint_colors(colors: NDArray[np.uint8], page: Page, style: Style, facts: Mapping[str, Any]) -> Drawing:
-    """Paint a picture that has colors of its own, `uint8` (rows, columns, 3), with the page around it."""
-    if not style.frame:
-        return Drawing(pixels=colors, palette=None, facts=facts)
-    around, top, left = page.around(*colors.shape[:2])
-    pixels = frame_table(style.colors)[around]
-    pixels[top : top + colors.shape[0], left : left + colors.shape[1]] = colors
-    return Drawing(pixels=pixels, palette=None, facts=facts)
-
-
 def paint_overlay(
     feature_map: FeatureMap, photograph: Picture, index: int = 0, *, style: Style, shared: Shared = ALONE
 ) -> Drawing:
-    """Paint one layer over the photograph that it was made from, as `overlays.overlay` does.
-
-    What is laid over it is the channel that the style names, else what `style.reduce` makes of all, their mean unless
-    it says otherwise.
-
-    Args:
-        feature_map: Maps of the layer, (N, C, rows, columns).
-        photograph: The picture, as path, PIL image or array.
-        index: Which picture of the batch it is.
-        style: How.
-        shared: Principal components that other pictures have too.
+    """Paint one layer over the photograph that it was made from; see `color_pictures.overlay_of`.
 
     Raises:
         PictureError: The layer can't be laid over a picture, or the photograph can't be read.
     """
-    channel = None if style.channels is None else style.channels[0] % feature_map.channels
-    reduce = style.reduce or "mean"
-    laid = lay_over(
-        feature_map,
-        photograph,
-        index,
-        channel=channel,
-        reduce=reduce,
-        colormap=style.colormap,
-        basis=shared.basis,
-    )
-    signed = laid.heat.signed
-    what = f"channel {channel}" if channel is not None else f"{reduce} of {feature_map.channels:,} channels"
-    notes = [f"{what}; lit is what cells see that are not 0, brightest where they look most"]
-    if laid.heat.gated:
-        notes.append("by a gate each cell also sees the whole picture")
-    if laid.heat.bounded:
-        notes.append("cells see a little less than is lit")
-    if laid.basis is not None:
-        notes.append(components_note(laid.basis))
-    ends = tuple(number(x) for x in (-laid.most if signed else 0, 0 if signed else laid.most / 2, laid.most))
-    statistics_ = statistics(feature_map.array[index : index + 1])
-    counts = {"nan": int(statistics_.nan.sum()), "infinite": int(statistics_.infinite.sum())}
-    page = Page(
-        title=feature_map.name,
-        subtitle=", ".join([operator_of(feature_map.layer), shape_words(_map_facts(feature_map))]),
-        legend=Legend(
-            ends=ends if laid.basis is None else (), note="; ".join(notes), marks=marks_of(**counts, constant=0, dead=0)
-        ),
-        density=style.density,
-    )
-    facts = {
-        **_map_facts(feature_map),
-        "arrangement": "overlay",
-        "shown": what,
-        "scale": {"low": [-laid.most if signed else 0.0], "high": [laid.most]},
-        "gated": laid.heat.gated,
-        "constant_channels": np.nonzero(statistics_.constant[0])[0].tolist(),
-        "dead_channels": np.nonzero(statistics_.dead[0])[0].tolist(),
-        "nan_values": counts["nan"],
-        "infinite_values": counts["infinite"],
-        "not_finite_values": sum(counts.values()),
-    }
-    if style.colormap is None and signed:
-        style = replace(style, colormap="coolwarm")
-    zoom = (style.zoom or max(1, _LARGE // max(laid.pixels.shape[:2]))) * style.density if style.frame else 1
-    colors = laid.pixels.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else laid.pixels
-    return paint_colors(colors, page, style, facts)
+    return _colored(overlay_of(feature_map, photograph, index, style, shared), style)
 
 
-def _map_facts(feature_map: FeatureMap) -> dict[str, int]:
-    return dict(zip(("channels", "height", "width"), feature_map.shape[1:], strict=True))
-
-
-def components_note(basis: PcaBasis) -> str:
-    """Return in words what the colors of principal components stand for."""
-    shares = ", ".join(f"{share:.0%}" for share in basis.explained)
-    return (
-        f"red, green, blue: the first three components, {shares} of the variance; mid-gray is the mean, full color "
-        f"2 standard deviations"
-    )
-
-
-def _components(feature_map: FeatureMap, index: int, style: Style, basis: PcaBasis | None) -> Drawing:
-    """Paint the first three principal components of a layer as red, green and blue."""
-    subject = subject_of(feature_map)
-    one = picture_of(subject.array, index)
-    basis = basis or pca_basis([subject.array])
-    plan = tiling_of(one.shape[2:], 1, replace(style, arrange="channel"))
-    nan, infinite = not_finite(one[0])
-    shown = []
-    for plane, *special in zip(rgb(one, basis)[0], NAN_COLOR, INFINITE_COLOR, strict=True):
-        for mask, color in zip((infinite.any(axis=0), nan.any(axis=0)), reversed(special), strict=True):
-            plane = np.where(mask, np.uint8(color), plane)
-        # Turned over and back again, as the pixels between cells are level 0 and are to be white.
-        shown.append(~tile(enlarged(~plan.cells(plane[None]), plan.zoom), plan.columns, plan.gap))
-    facts = {**subject_facts(subject), **plan.facts, "arrangement": "pca", "explained": rounded(basis.explained)}
-    facts.update(nan_values=int(nan.sum()), infinite_values=int(infinite.sum()))
-    facts.update(not_finite_values=int(nan.sum() + infinite.sum()), constant_channels=[], dead_channels=[])
-    page = Page(
-        title=f"{feature_map.name}: principal components of {feature_map.channels:,} channels",
-        subtitle=", ".join([operator_of(feature_map.layer), shape_words(facts), *remarks(facts)]),
-        legend=Legend(
-            ends=(),
-            note=components_note(basis),
-        ),
-        density=style.density,
-    )
-    return paint_colors(np.stack(shown, axis=-1), page, style, facts)
+def _colored(picture: ColorPicture, style: Style) -> Drawing:
+    """Paint a picture that has colors of its own, with the page around it."""
+    if not style.frame:
+        return Drawing(pixels=picture.colors, palette=None, facts=picture.facts)
+    colors = picture.colors
+    page = Page(title=picture.title, subtitle=picture.subtitle, legend=picture.legend, density=style.density)
+    around, top, left = page.around(*colors.shape[:2])
+    pixels = frame_table(picture.colormap)[around]
+    pixels[top : top + colors.shape[0], left : left + colors.shape[1]] = colors
+    return Drawing(pixels=pixels, palette=None, facts=picture.facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -347,40 +249,6 @@ def body_of(found: Arrangement, style: Style) -> Body:
         flat=found.statistics.constant[0, found.channels],
         density=d,
     )
-
-
-def channel_facts(found: Arrangement) -> dict[str, Any]:
-    """Return what `run.json` says of the channels: which have no contrast, and what turns levels into values."""
-    statistics, scale = found.statistics, found.scale
-    in_order = np.array_equal(found.order.channels, np.arange(found.order.total))
-    chosen = {} if in_order else {"channel_order": found.order.channels.tolist()}
-    return {
-        **chosen,
-        "constant_channels": np.nonzero(statistics.constant[0])[0].tolist(),
-        "dead_channels": np.nonzero(statistics.dead[0])[0].tolist(),
-        "nan_values": int(statistics.nan.sum()),
-        "infinite_values": int(statistics.infinite.sum()),
-        "not_finite_values": int(statistics.not_finite.sum()),
-        "mean": rounded(statistics.mean[0]),
-        "deviation": rounded(statistics.deviation[0]),
-        "scale": {"low": rounded(scale.low[0]), "high": rounded(scale.high[0])},
-    }
-
-
-def rounded(numbers_: NDArray[np.floating[Any]]) -> list[float]:
-    """Return numbers with six significant digits.
-
-    Example:
-        >>> rounded(np.array([0.0, 1234.56789, -1e-30]))
-        [0.0, 1234.57, -1e-30]
-    """
-    values = np.asarray(numbers_, np.float64)
-    size = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros(values.shape)))
-    exponent = np.clip(5 - size, -300, 300)
-    # A whole number divided by a power of ten is the float with few digits; multiplied by 1e-5 it is not.
-    whole = np.round(values * 10.0**exponent)
-    found: list[float] = np.where(exponent >= 0, whole / 10.0**exponent, whole * 10.0**-exponent).tolist()
-    return found
 
 
 def _labels(found: Arrangement, width: int, density: int) -> NDArray[np.uint8] | None:

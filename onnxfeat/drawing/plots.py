@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, overload
 from onnxfeat.drawing.model_plots import draw_model
 from onnxfeat.drawing.panels import Panel, panel_of, range_words, set_limits
 from onnxfeat.drawing.styles import Style, StyleChoices, styled
-from onnxfeat.drawing.vector_pages import save_figure
 from onnxfeat.errors import PictureError, quote
 from onnxfeat.records import FeatureMap, Features
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from typing_extensions import Unpack
 
-__all__ = ["plot", "save_figure"]
 
 _WIDTH = 20.0  # inches, of the figure in F. Chollet, "Deep Learning with Python", section 5.4.1
 _LEAST_HEIGHT = 0.02  # inches: two pixels at 100 dpi; matplotlib can't save a figure of less than one

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.drawing.arrangements import arrange, remarks
+from onnxfeat.drawing.channel_facts import channel_facts
 from onnxfeat.drawing.colormaps import PAPER, STEPS, frame_table
 from onnxfeat.drawing.legends import Legend, ends_of, marks_of, operator_of, scale_note, shape_words
 from onnxfeat.drawing.lettering import line_height, text_width
 from onnxfeat.drawing.pages import MARGIN, Block, Page, bar_colors
-from onnxfeat.drawing.painting import Drawing, body_of, channel_facts
+from onnxfeat.drawing.painting import Drawing, body_of
 from onnxfeat.drawing.reductions import reduced
 from onnxfeat.drawing.sharing import ALONE, Shared
 from onnxfeat.drawing.styles import Style

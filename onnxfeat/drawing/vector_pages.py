@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import Arrangement, arrange, remarks
+from onnxfeat.drawing.arrangements import Arrangement, arrange
+from onnxfeat.drawing.channel_facts import channel_facts
+from onnxfeat.drawing.color_pictures import ColorPicture, components_of, overlay_of
 from onnxfeat.drawing.colormaps import PAPER, STEPS, frame_table
-from onnxfeat.drawing.legends import STROKE, Legend, legend_of, number, operator_of, shape_words, words_of
+from onnxfeat.drawing.legends import STROKE, Legend, legend_of, number, words_of
 from onnxfeat.drawing.lettering import line_height, plain, shortened, text_width, wrapped
 from onnxfeat.drawing.pages import stroke
-from onnxfeat.drawing.painting import Body, as_drawn, body_of, channel_facts, paint
+from onnxfeat.drawing.painting import Body, as_drawn, body_of
 from onnxfeat.drawing.sharing import ALONE, Shared
 from onnxfeat.drawing.styles import Style
 from onnxfeat.errors import PictureError
+from onnxfeat.picture_files import Picture
 from onnxfeat.records import FeatureMap
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ class _Content:
         colors: The picture, `uint8` (rows, columns, 3), a point for each pixel.
         labels: Texts on it.
         legend: What explains its colors.
+        colormap: Name of the colormap of the legend's bar.
         facts: What it shows, as JSON data.
     """
 
@@ -66,6 +70,7 @@ class _Content:
     colors: NDArray[np.uint8]
     labels: tuple[_Label, ...]
     legend: Legend
+    colormap: str
     facts: Mapping[str, Any]
 
 
@@ -75,6 +80,7 @@ def save_figure(
     path: Path,
     style: Style,
     shared: Shared = ALONE,
+    photograph: Picture | None = None,
 ) -> dict[str, Any]:
     """Write one layer for one picture of the batch as an SVG or PDF file, with all that `paint` shows.
 
@@ -88,6 +94,7 @@ def save_figure(
         path: The file, which is made; its ending says the format.
         style: How; `hidpi` has no meaning here.
         shared: What the layer has in common in all pictures of a call.
+        photograph: The picture that the map was made from, for `style.overlay`.
 
     Returns:
         What the picture shows, as JSON data.
@@ -110,19 +117,23 @@ def save_figure(
         raise PictureError(f"{path.name!r} is no name of a drawing: end it with .svg or .pdf")
     import matplotlib
 
-    content = _content_of(feature_map, index, replace(style, hidpi=False), shared)
+    style = replace(style, hidpi=False)
+    if style.overlay and photograph is not None:
+        content = _of_colors(overlay_of(feature_map, photograph, index, style, shared))
+    elif style.reduce == "pca":
+        content = _of_colors(components_of(feature_map, index, style, shared))
+    else:
+        content = _of_channels(feature_map, index, style, shared)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        figure = _page(content, frame_table(style.colors)) if style.frame else _bare(content)
+        figure = _page(content, frame_table(content.colormap)) if style.frame else _bare(content)
         metadata = {"Title": _printable(content.title), **_METADATA[ending]}
         figure.savefig(path, format=ending, dpi=72, metadata=metadata)
     return dict(content.facts)
 
 
-def _content_of(feature_map: FeatureMap, index: int, style: Style, shared: Shared) -> _Content:
-    if style.reduce == "pca":
-        return _components(feature_map, index, style, shared)
+def _of_channels(feature_map: FeatureMap, index: int, style: Style, shared: Shared) -> _Content:
     feature_map, style, title, more = as_drawn(feature_map, style)
     found = arrange(feature_map, index, style=style, shared=shared, steps=STEPS)
     facts = {**found.facts, **more, **channel_facts(found)}
@@ -135,22 +146,20 @@ def _content_of(feature_map: FeatureMap, index: int, style: Style, shared: Share
         colors=frame_table(style.colors)[_picture(body)],
         labels=tuple(_labels(found, body)) if style.frame else (),
         legend=legend_of(found, style),
+        colormap=style.colors,
         facts=facts,
     )
 
 
-def _components(feature_map: FeatureMap, index: int, style: Style, shared: Shared) -> _Content:
-    """Return the first three principal components as red, green and blue."""
-    drawing = paint(feature_map, index, style=replace(style, frame=False), shared=shared)
-    facts, zoom = drawing.facts, max(1, _LARGE // max(drawing.pixels.shape[:2]))
-    shares = ", ".join(f"{share:.0%}" for share in facts["explained"])
+def _of_colors(found: ColorPicture) -> _Content:
     return _Content(
-        title=f"{feature_map.name}: principal components of {feature_map.channels:,} channels",
-        subtitle=", ".join([operator_of(feature_map.layer), shape_words(facts), *remarks(facts)]),
-        colors=drawing.pixels.repeat(zoom, axis=0).repeat(zoom, axis=1),
+        title=found.title,
+        subtitle=found.subtitle,
+        colors=found.colors,
         labels=(),
-        legend=Legend(ends=(), note=f"red, green, blue: the first three components, {shares} of the variance"),
-        facts=facts,
+        legend=found.legend,
+        colormap=found.colormap,
+        facts=found.facts,
     )
 
 

@@ -1,0 +1,162 @@
+"""Make the pictures of a layer that have colors of their own: principal components, a layer over its photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfeat.drawing.arrangements import remarks
+from onnxfeat.drawing.channel_facts import constancy_facts, rounded
+from onnxfeat.drawing.channel_statistics import ChannelStatistics, not_finite, statistics
+from onnxfeat.drawing.colormaps import INFINITE_COLOR, NAN_COLOR
+from onnxfeat.drawing.legends import Legend, marks_of, number, operator_of, shape_words
+from onnxfeat.drawing.overlays import lay_over
+from onnxfeat.drawing.pictures import picture_of, tile
+from onnxfeat.drawing.reductions import PcaBasis, pca_basis, rgb
+from onnxfeat.drawing.sharing import ALONE, Shared
+from onnxfeat.drawing.styles import Style
+from onnxfeat.drawing.subjects import subject_facts, subject_of
+from onnxfeat.drawing.tilings import enlarged, tiling_of
+from onnxfeat.picture_files import Picture
+from onnxfeat.records import FeatureMap
+
+_LARGE = 512  # pixels: what a photograph is enlarged to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ColorPicture:
+    """A picture in red, green and blue, and what is said around it.
+
+    Attributes:
+        title: First line.
+        subtitle: Lines below it.
+        colors: `uint8` (rows, columns, 3).
+        legend: What explains the colors.
+        colormap: Name of the colormap of the legend's bar.
+        facts: What it shows, as JSON data.
+    """
+
+    title: str
+    subtitle: str
+    colors: NDArray[np.uint8]
+    legend: Legend
+    colormap: str
+    facts: Mapping[str, Any]
+
+
+def components_of(feature_map: FeatureMap, index: int, style: Style, shared: Shared = ALONE) -> ColorPicture:
+    """Return the first three principal components of a layer as red, green and blue.
+
+    Args:
+        feature_map: Maps of the layer, (N, C, *spatial).
+        index: Which picture of the batch.
+        style: How.
+        shared: The components that other pictures have too; None finds those of all of the batch.
+
+    Raises:
+        PictureError: The map can't be drawn, or `index` is outside the batch.
+    """
+    subject = subject_of(feature_map)
+    one = picture_of(subject.array, index)
+    basis = shared.basis or pca_basis([subject.array])
+    plan = tiling_of(one.shape[2:], 1, replace(style, arrange="channel"))
+    nan, infinite = (mask.any(axis=0) for mask in not_finite(one[0]))
+    shown = []
+    for plane, of_nan, of_infinite in zip(rgb(one, basis)[0], NAN_COLOR, INFINITE_COLOR, strict=True):
+        colored = np.where(nan, np.uint8(of_nan), np.where(infinite, np.uint8(of_infinite), plane))
+        # Turned over and back again, as the pixels between cells are level 0 and are to be white.
+        shown.append(~tile(enlarged(~plan.cells(colored[None]), plan.zoom), plan.columns, plan.gap))
+    found = statistics(one)
+    facts = {
+        **subject_facts(subject),
+        **plan.facts,
+        "arrangement": "pca",
+        "explained": rounded(basis.explained),
+        **constancy_facts(found),
+    }
+    return ColorPicture(
+        title=f"{feature_map.name}: principal components of {feature_map.channels:,} channels",
+        subtitle=", ".join([operator_of(feature_map.layer), shape_words(facts), *remarks(facts)]),
+        colors=np.stack(shown, axis=-1),
+        legend=Legend(ends=(), note=components_note(basis), marks=marks_of(**_not_finite(found), constant=0, dead=0)),
+        colormap=style.colors,
+        facts=facts,
+    )
+
+
+def components_note(basis: PcaBasis) -> str:
+    """Return in words what the colors of principal components stand for."""
+    shares = ", ".join(f"{share:.0%}" for share in basis.explained)
+    return (
+        f"red, green, blue: the first three components, {shares} of the variance; mid-gray is the mean, full color "
+        f"2 standard deviations"
+    )
+
+
+def overlay_of(
+    feature_map: FeatureMap, photograph: Picture, index: int, style: Style, shared: Shared = ALONE
+) -> ColorPicture:
+    """Return one layer over the photograph that it was made from, as `overlays.overlay` does.
+
+    What is laid over it is the channel that the style names, else what `style.reduce` makes of all, their mean unless
+    it says otherwise.
+
+    Args:
+        feature_map: Maps of the layer, (N, C, rows, columns).
+        photograph: The picture, as path, PIL image or array.
+        index: Which picture of the batch it is.
+        style: How.
+        shared: Principal components that other pictures have too.
+
+    Raises:
+        PictureError: The layer can't be laid over a picture, or the photograph can't be read.
+    """
+    count = feature_map.channels
+    channel = None if style.channels is None else style.channels[0]
+    if channel is not None and -count <= channel < 0:
+        channel += count
+    reduce = style.reduce or "mean"
+    laid = lay_over(
+        feature_map, photograph, index, channel=channel, reduce=reduce, colormap=style.colormap, basis=shared.basis
+    )
+    what = f"channel {channel}" if channel is not None else f"{reduce} of {count:,} channels"
+    notes = [f"{what}; lit is what cells see that are not 0, brightest where they look most"]
+    if laid.heat.gated:
+        notes.append("by a gate each cell also sees the whole picture")
+    if laid.heat.bounded:
+        notes.append("cells see a little less than is lit")
+    if laid.basis is not None:
+        notes.append(components_note(laid.basis))
+    low = -laid.most if laid.heat.signed else 0.0
+    ends = tuple(number(value) for value in (low, (low + laid.most) / 2, laid.most))
+    found = statistics(feature_map.array[index : index + 1])
+    sides = dict(zip(("channels", "height", "width"), feature_map.shape[1:], strict=True))
+    facts = {
+        **sides,
+        "arrangement": "overlay",
+        "shown": what,
+        "scale": {"low": [low], "high": [laid.most]},
+        "gated": laid.heat.gated,
+        **constancy_facts(found),
+    }
+    zoom = (style.zoom or max(1, _LARGE // max(laid.pixels.shape[:2]))) * style.density if style.frame else 1
+    return ColorPicture(
+        title=feature_map.name,
+        subtitle=", ".join([operator_of(feature_map.layer), shape_words(sides)]),
+        colors=laid.pixels.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else laid.pixels,
+        legend=Legend(
+            ends=() if laid.basis is not None else ends,
+            note="; ".join(notes),
+            marks=marks_of(**_not_finite(found), constant=0, dead=0),
+        ),
+        colormap=style.colormap or ("coolwarm" if laid.heat.signed else "viridis"),
+        facts=facts,
+    )
+
+
+def _not_finite(found: ChannelStatistics) -> dict[str, int]:
+    return {"nan": int(found.nan.sum()), "infinite": int(found.infinite.sum())}
