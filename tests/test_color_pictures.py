@@ -66,7 +66,7 @@ def test_an_overlay_is_the_same_in_every_format(
     features: Features, models: Path, tmp_path: Path, choices: dict[str, Any]
 ) -> None:
     for format_ in ("png", "webp", "svg"):
-        save_pictures(features, tmp_path / format_, format=format_, overlay=True, **choices)  # type: ignore[arg-type]
+        save_pictures(features, tmp_path / format_, format=format_, overlay=True, **choices)
     with Image.open(tmp_path / "png/01-conv_4.png") as png, Image.open(tmp_path / "webp/01-conv_4.webp") as webp:
         page = np.asarray(png.convert("RGB"))
         np.testing.assert_array_equal(page, np.asarray(webp.convert("RGB")))
