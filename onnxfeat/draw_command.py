@@ -34,6 +34,8 @@ from onnxfeat.drawing_options import (
     Zoom,
     style_of,
 )
+from onnxfeat.errors import PictureError
+from onnxfeat.files import sha256_of
 from onnxfeat.options import (
     AsJson,
     Color,
@@ -107,7 +109,7 @@ def draw(
     save_arrays: SaveArrays = None,
     animate: Animate = False,
     duration: Duration = None,
-    every: Every = 1,
+    every: Every = None,
     limit: Limit = None,
     preprocess: Preprocess = None,
     size: Size = None,
@@ -151,7 +153,10 @@ def draw(
             hidpi=hidpi,
             max_belt=max_belt,
         )
-        _refuse_contradictions(animate=animate, format_=format_, save_arrays=save_arrays, duration=duration)
+        _refuse_contradictions(animate=animate, format_=format_, save_arrays=save_arrays)
+        _refuse_of_motion(animate=animate, duration=duration, every=every, limit=limit, scale_over=scale_over)
+        if animate and overlay:
+            raise typer.BadParameter("an overlay does not move: leave out --animate", param_hint="--overlay")
         pictures = _pictures(images, animate=animate, every=every, limit=limit)
         changes = changed_fields(
             preset=preprocess,
@@ -191,7 +196,13 @@ def draw(
                 f"the maps of a picture take {readable(plan.total)}: drawn in {len(plan.passes)} passes within "
                 f"{readable(plan.max_bytes)}",
             )
-        facts = {"arguments": sys.argv[1:], **({} if checked is None else {"check": checked.to_json()})}
+        facts: dict[str, Any] = {
+            "arguments": sys.argv[1:],
+            "folder": str(Path.cwd()),
+            **({} if checked is None else {"check": checked.to_json()}),
+        }
+        if animate:  # else each picture has them
+            facts["sources"] = [{"file": str(path), "sha256": sha256_of(path)} for path in _paths(pictures)]
         passes = 2 if animate or not style.in_one_pass else 1
         with progress(quiet, "drawing", _steps(plan.passes, pictures, passes)) as advance:
             record = _write(
@@ -221,9 +232,7 @@ def draw(
             raise typer.Exit(1)
 
 
-def _refuse_contradictions(
-    *, animate: bool, format_: str | None, save_arrays: str | None, duration: float | None
-) -> None:
+def _refuse_contradictions(*, animate: bool, format_: str | None, save_arrays: str | None) -> None:
     """Refuse options that do not go together, before anything is read."""
     if animate and format_ in ("png", "svg", "pdf"):
         raise typer.BadParameter(f"{format_} does not move: gif, webp or mp4", param_hint="--format")
@@ -231,20 +240,43 @@ def _refuse_contradictions(
         raise typer.BadParameter(f"{format_} is for animations: add --animate", param_hint="--format")
     if animate and save_arrays:
         raise typer.BadParameter("arrays are saved of single pictures: leave out --animate", param_hint="--save-arrays")
-    if duration is not None and not animate:
-        raise typer.BadParameter("only animations take time: add --animate", param_hint="--duration")
 
 
-def _pictures(images: Sequence[Path], *, animate: bool, every: int, limit: int | None) -> list[Path | Frames]:
+def _refuse_of_motion(
+    *, animate: bool, duration: float | None, every: int | None, limit: int | None, scale_over: str | None
+) -> None:
+    """Refuse options of animations where there is none, and others that they can't have."""
+    from onnxfeat.drawing.animations import MAX_DURATION
+
+    if duration is not None and not 0 < duration <= MAX_DURATION:
+        raise typer.BadParameter(
+            f"{duration:g} is not a time in ms, above 0 and up to {MAX_DURATION:,}", param_hint="--duration"
+        )
+    for name, value in (("--duration", duration), ("--every", every), ("--limit", limit)):
+        if value is not None and not animate:
+            raise typer.BadParameter("only animations have frames: add --animate", param_hint=name)
+    if animate and scale_over not in (None, "batch"):
+        raise typer.BadParameter("frames share one scale, so that they compare: batch", param_hint="--scale-over")
+
+
+def _pictures(images: Sequence[Path], *, animate: bool, every: int | None, limit: int | None) -> list[Path | Frames]:
     """Return the pictures that the arguments stand for; with `animate`, frames of the files that have some."""
     from onnxfeat.running.folders import picture_paths
 
     paths = picture_paths(images, videos=animate)
-    if not animate:
-        return list(paths)
-    from onnxfeat.running.frames import Frames
+    from onnxfeat.running.frames import VIDEO_SUFFIXES, Frames
 
-    return [path if path.suffix.lower() == ".npy" else Frames(path, every=every, limit=limit) for path in paths]
+    if not animate:
+        videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+        if videos:
+            raise PictureError(f"{videos[0]} is a video: add --animate to draw its frames, or pass a picture")
+        return list(paths)
+
+    return [path if path.suffix.lower() == ".npy" else Frames(path, every=every or 1, limit=limit) for path in paths]
+
+
+def _paths(pictures: Sequence[Path | Frames]) -> list[Path]:
+    return [picture if isinstance(picture, Path) else picture.path for picture in pictures]
 
 
 def _first(pictures: Sequence[Path | Frames]) -> Any:

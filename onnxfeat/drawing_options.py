@@ -12,6 +12,8 @@ from onnxfeat.errors import PictureError
 
 FileFormat = Literal["png", "webp", "svg", "pdf", "gif", "mp4"]
 
+_MOST_CHANNELS = 1 << 20  # of a range: what is more is a slip of the keys, and would fill the memory
+
 _LOOK, _CHANNELS, _FILES, _MOTION = "Colors", "Channels", "Files", "Motion"
 
 Normalize = Annotated[
@@ -159,12 +161,23 @@ Duration = Annotated[
     ),
 ]
 Every = Annotated[
-    int, typer.Option(metavar="NUMBER", help="Take one of so many frames of a file.", rich_help_panel=_MOTION)
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="NUMBER",
+        help="Take one of so many frames of a file.",
+        rich_help_panel=_MOTION,
+        show_default=False,
+    ),
 ]
 Limit = Annotated[
     int | None,
     typer.Option(
-        metavar="NUMBER", help="Take so many frames of a file at most.", rich_help_panel=_MOTION, show_default=False
+        min=1,
+        metavar="NUMBER",
+        help="Take so many frames of a file at most.",
+        rich_help_panel=_MOTION,
+        show_default=False,
     ),
 ]
 
@@ -174,6 +187,8 @@ def style_of(*, bare: bool, channels: str | None, percentiles: str | None, **cho
     fields = {name: value for name, value in choices.items() if value is not None}
     if channels is not None:
         fields["channels"] = _channels(channels)
+    if percentiles is not None and choices.get("normalize") != "percentile":
+        raise typer.BadParameter("they are the ends of --normalize percentile", param_hint="--percentiles")
     if percentiles is not None:
         fields["percentiles"] = _percentiles(percentiles)
     try:
@@ -189,11 +204,15 @@ def _channels(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, colon, last = part.partition(":")
         try:
-            found += range(int(first), int(last)) if colon else [int(part)]
+            chosen = range(int(first), int(last)) if colon else range(int(part), int(part) + 1)
         except ValueError:
             raise typer.BadParameter(
                 f"{part!r} is neither a number nor a range such as 8:16", param_hint="--channels"
             ) from None
+        if not 0 < len(chosen) <= _MOST_CHANNELS:
+            why = "names no channel" if not chosen else f"names {len(chosen):,} channels, more than a layer has"
+            raise typer.BadParameter(f"{part!r} {why}", param_hint="--channels")
+        found += chosen
     return tuple(dict.fromkeys(found))
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from onnxfeat.preprocessing import Aspect, Resampling
+from onnxfeat.preprocessing import Aspect, Interpolation, Resampling
 
 Same = Literal["", "upper", "lower"]
 PadMode = Literal["constant", "reflect", "edge", "wrap"]
@@ -289,6 +289,7 @@ class Registration:
         size: Rows and columns of the model's input.
         aspect: How the picture was fitted to that (see `Preprocessing`).
         resampling: Whose resize it was, which decides how margins are rounded.
+        interpolation: Filter of that resize.
         gated: Whether each cell also sees the whole picture, by a gate (squeeze-and-excite) or a normalization.
 
     Example:
@@ -302,6 +303,7 @@ class Registration:
     size: tuple[int, int]
     aspect: Aspect = "stretch"
     resampling: Resampling = "pillow"
+    interpolation: Interpolation = "bilinear"
     gated: bool = False
 
 

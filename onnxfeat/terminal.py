@@ -38,10 +38,12 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
             f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
         )
     layers = record["layers"] if "frames" in record else [layer for picture in pictures for layer in picture["layers"]]
-    channels = sum(layer["channels"] for layer in layers)
+    channels = sum(layer.get("numbers", layer["channels"]) for layer in layers)
     constant = sum(len(layer["constant_channels"]) for layer in layers)
     dead = sum(len(layer["dead_channels"]) for layer in layers)
     frames = f" in {len(record['frames']):,} frames" if "frames" in record else ""
+    if len(pictures) > 1:
+        frames = f" of {len(pictures):,} pictures"
     yield (
         f"layers drawn: {len(layers)}{frames}, channels: {channels:,}, of them constant (flat): {constant:,}, "
         f"0 everywhere: {dead:,}"

@@ -342,4 +342,4 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path, suffix: 
     few, many = peak(tmp_path / "few", 10, suffix), peak(tmp_path / "many", 100, suffix)
     written = sum(path.stat().st_size for path in (tmp_path / "many").iterdir())
     assert written > 6e6  # what would be in memory if the files were made there
-    assert many - few < 3e6
+    assert many - few < 5e6  # until it is full, the histogram of the percentiles grows

@@ -63,7 +63,7 @@ def test_one_number_a_channel_becomes_one_row(shape: tuple[int, ...]) -> None:
     found = arrange(as_map(values), 1)
     np.testing.assert_array_equal(found.levels, normalize(values.reshape(2, 1, 1, 5))[1, 0])
     assert (found.levels != 128).any()  # beside each other the channels have contrast
-    assert dict(found.facts) == {"channels": 1, "height": 1, "width": 5, "arrangement": "belt"}
+    assert dict(found.facts) == {"channels": 1, "numbers": 5, "height": 1, "width": 5, "arrangement": "belt"}
 
 
 @pytest.mark.parametrize(("channels", "row_height"), [(1, 128), (3, 42), (64, 2), (65, 1), (128, 1), (500, 1)])

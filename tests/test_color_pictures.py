@@ -1,5 +1,6 @@
 """What pictures with colors of their own say, and that they are the same in every format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onnxfeat.drawing.color_pictures import components_of, overlay_of
 from onnxfeat.drawing.gallery import save_pictures
 from onnxfeat.drawing.overlays import overlay
 from onnxfeat.drawing.reductions import pca_basis
-from onnxfeat.drawing.sharing import Shared
+from onnxfeat.drawing.sharing import LayerTracker, Shared
 from onnxfeat.drawing.styles import Style
 from onnxfeat.errors import PictureError
 from onnxfeat.records import FeatureMap, Features, Layer
@@ -73,6 +74,62 @@ def test_an_overlay_is_the_same_in_every_format(
     painted = overlay_of(features["conv_4"], models / "pictures/circle.png", 0, Style(overlay=True, **choices)).colors
     assert any(np.array_equal(np.asarray(image), painted) for image in images_of(tmp_path / "svg/01-conv_4.svg"))
     assert "conv_4" in texts_of(tmp_path / "svg/01-conv_4.svg")
+
+
+def test_overlays_of_one_batch_share_the_greatest_heat(models: Path, tmp_path: Path) -> None:
+    pictures = [models / "pictures/circle.png", models / "pictures/chelsea.png"]
+    extractor = FeatureExtractor(models / "shapes_small.onnx", layers="conv_4", provider="cpu")
+    runs = extractor.stream(pictures)
+    alone = save_pictures(runs, tmp_path / "alone", overlay=True, scale_over="layer")
+    shared = save_pictures(runs, tmp_path / "shared", overlay=True, scale_over="batch")
+    own, most = (
+        [picture["layers"][0]["scale"]["high"][0] for picture in record["pictures"]] for record in (alone, shared)
+    )
+    assert own[0] != own[1]
+    assert most == [max(own)] * 2
+
+
+def test_one_color_stands_for_one_heat_in_all_pictures_of_a_batch(features: Features, models: Path) -> None:
+    picture, style = models / "pictures/circle.png", Style(frame=False, overlay=True, scale_over="batch", channels=(4,))
+    feature_map = features["conv_4"]
+    half = replace(feature_map, array=feature_map.array / np.float32(2))
+    tracker = LayerTracker(style)
+    for shown in (half, feature_map):
+        tracker.add(shown)
+    whole = overlay_of(feature_map, picture, 0, style, tracker.shared())
+    np.testing.assert_array_equal(whole.colors, overlay(feature_map, picture, channel=4))
+    dim = overlay_of(half, picture, 0, style, tracker.shared())
+    assert dim.legend.ends == whole.legend.ends
+    assert not np.array_equal(dim.colors, whole.colors)
+    np.testing.assert_array_equal(overlay_of(half, picture, 0, style).colors, whole.colors)
+
+
+def test_a_picture_below_zero_gives_all_of_its_batch_colors_that_diverge(features: Features, models: Path) -> None:
+    picture, style = models / "pictures/circle.png", Style(overlay=True, scale_over="batch")
+    feature_map = features["conv_4"]
+    tracker = LayerTracker(style)
+    tracker.add(replace(feature_map, array=-feature_map.array))
+    tracker.add(feature_map)
+    found = overlay_of(feature_map, picture, 0, style, tracker.shared())
+    assert found.colormap == "coolwarm"
+    assert found.legend.ends[0] == f"-{found.legend.ends[2]}"
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "no value of it is finite"), (0, "all values are 0")])
+def test_an_overlay_without_colors_has_no_bar_and_says_why(
+    features: Features, models: Path, value: float, words: str
+) -> None:
+    feature_map = replace(features["conv_4"], array=features["conv_4"].array * np.float32(0) + np.float32(value))
+    found = overlay_of(feature_map, models / "pictures/circle.png", 0, Style(overlay=True))
+    assert found.legend.ends == ()
+    assert words in found.legend.note
+    assert ("scale" in found.facts) == (value == 0)
+
+
+def test_components_over_a_photograph_have_no_ends(features: Features, models: Path) -> None:
+    found = overlay_of(features["conv_4"], models / "pictures/circle.png", 0, Style(overlay=True, reduce="pca"))
+    assert found.legend.ends == ()
+    assert "scale" not in found.facts
 
 
 def test_layers_that_have_no_place_are_left_out_of_overlays_with_the_reason(models: Path, tmp_path: Path) -> None:

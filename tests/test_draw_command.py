@@ -190,7 +190,7 @@ def test_options_that_contradict_each_other_are_wrong_usage(
     ("options", "message"),
     [
         (["--channels", "99"], "channel 99 was asked for, the layer has"),
-        (["--format", "svg", "--arrange", "sheet"], "svg is for the channels of a layer, and not for sheet"),
+        (["--format", "svg", "--arrange", "sheet"], "svg is for single layers, and not for a sheet"),
         (["--reduce", "pca", "--arrange", "sheet"], "a sheet has one scale"),
     ],
 )

@@ -80,3 +80,24 @@ def test_values_beyond_float32_count_as_infinite() -> None:
     histogram = Histogram()
     histogram.add(np.array([1e300, 1.0, 1.0]))  # warnings are errors here
     assert histogram.percentile(100) == pytest.approx(1, rel=0.008)
+
+
+@pytest.mark.parametrize("middle", [0.0, 1000.0, -3e4, 1e30])
+def test_values_far_from_0_are_told_apart_as_far_as_float32_does(middle: float) -> None:
+    values = (np.random.default_rng(0).normal(size=50_000) * 0.1 * max(1, abs(middle) / 1000) + middle).astype("f4")
+    histogram = Histogram()
+    for part in np.array_split(values, 7):
+        histogram.add(part)
+    for percent in (0, 1, 37.5, 99, 100):
+        assert histogram.percentile(percent) == pytest.approx(np.percentile(values.astype(float), percent), rel=1e-7)
+
+
+def test_millions_of_different_values_take_no_more_memory_and_keep_their_percentiles() -> None:
+    rng = np.random.default_rng(0)
+    histogram, parts = Histogram(), [rng.lognormal(0, 3, 400_000).astype(np.float32) for _ in range(4)]
+    for part in parts:
+        histogram.add(part)
+    assert len(histogram._bins) <= 1 << 17
+    for percent in (1, 50, 99):
+        expected = np.percentile(np.concatenate(parts).astype(float), percent)
+        assert histogram.percentile(percent) == pytest.approx(expected, rel=1e-3)

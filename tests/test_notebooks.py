@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+import textwrap
 from html.parser import HTMLParser
 from typing import Any
 
@@ -177,3 +178,35 @@ def test_notebooks_choose_these_displays() -> None:
     assert data["text/plain"] == "FeatureMap('conv2d', shape=(1, 2, 5, 5))"
     data, _ = formatter.format(as_features({"a": noise(1, 2, 5, 5)}))
     assert data["text/html"].count("<img ") == 1
+
+
+IN_A_NOTEBOOK = [
+    """
+    %matplotlib inline
+    import numpy as np
+    from matplotlib import pyplot
+    from onnxfeat import plot
+    from onnxfeat.records import FeatureMap, Layer
+
+    layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="y")
+    maps = FeatureMap(layer=layer, array=np.random.default_rng(0).normal(size=(1, 8, 20, 30)).astype("f4"))
+    """,
+    "plot(maps)",
+    "figure = plot(maps)",
+    "figure",
+    "for _ in range(2):\n    plot(maps)",
+    "figure, (left, right) = pyplot.subplots(1, 2)\nplot(maps, ax=left)\nplot(maps, ax=right)",
+    "display(plot(maps))\nprint('drawn')",
+    "plot(maps)\npyplot.show()",
+    "pyplot.get_fignums()",
+]
+
+
+def test_notebooks_show_each_figure_once() -> None:
+    pytest.importorskip("ipykernel")
+    client, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    cells = [nbformat.v4.new_code_cell(textwrap.dedent(source).strip()) for source in IN_A_NOTEBOOK]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    client.NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    pictures = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells]
+    assert pictures == [0, 1, 1, 1, 2, 1, 1, 1, 0]

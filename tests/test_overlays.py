@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from onnxfeat.drawing.overlays import LEAST_TINT, heat_of, overlay
 from onnxfeat.errors import ModelError, PictureError
 from onnxfeat.records import FeatureMap, Features, Layer
 from onnxfeat.registration import Registration, Step, Window
+from onnxfeat.resampling import pillow_taps
 
 SIZE = (14, 11)
 BODY = (
@@ -31,7 +33,7 @@ BODY = (
     "c = MaxPool<kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1>(b) y = Conv<pads = [0, 1, 1, 0]>(c, w2)"
 )
 CROSS = "a = Conv<pads = [2, 0, 2, 0]>(x, w51) b = Conv<pads = [0, 1, 0, 1]>(x, w13) y = Add(a, b)"
-SHAPES = {"w3": (1, 3, 3, 3), "w2": (1, 1, 2, 2), "w51": (1, 3, 5, 1), "w13": (1, 3, 1, 3)}
+SHAPES = {"w1": (1, 3, 1, 1), "w3": (1, 3, 3, 3), "w2": (1, 1, 2, 2), "w51": (1, 3, 5, 1), "w13": (1, 3, 1, 3)}
 
 
 def network(body: str = BODY, side: str = "14, 11") -> onnx.ModelProto:
@@ -133,7 +135,8 @@ def made(cells: NDArray[Any], registration: Registration | None) -> FeatureMap:
 
 def plain(cells: NDArray[Any]) -> FeatureMap:
     """Return a map each of whose cells sees the one pixel at its place."""
-    registration = Registration(steps=(Step(),), step=0, size=(cells.shape[0], cells.shape[1]))
+    size = (cells.shape[0], cells.shape[1])
+    registration = Registration(steps=(Step(),), step=0, size=size, interpolation="nearest")
     return made(cells, registration)
 
 
@@ -226,7 +229,7 @@ def test_a_photograph_lies_on_the_input_as_it_was_fitted_to_it(
     for pixel in np.ndindex(8, 8):
         cells = np.zeros((8, 8))
         cells[pixel] = 1
-        registration = Registration(steps=(Step(),), step=0, size=(8, 8), aspect=aspect)
+        registration = Registration(steps=(Step(),), step=0, size=(8, 8), aspect=aspect, interpolation="nearest")
         seen = lit(overlay(made(cells, registration), picture), picture)
         wanted = np.array([[place(row, column) == pixel for column in range(8)] for row in range(16)])
         np.testing.assert_array_equal(seen, wanted)
@@ -250,6 +253,96 @@ def test_cells_that_a_pixel_of_the_photograph_moves_light_it(aspect: Any, size: 
     assert moving
 
 
+def moved_by_photograph(extractor: FeatureExtractor, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return for each pixel of a photograph which cells move with it: (rows, columns, cells down, cells across)."""
+    gray = photograph(size)
+    before = only(extractor(gray)).array
+    pictures = []
+    for pixel in np.ndindex(size):
+        for level in (0, 255):
+            pictures.append(gray.copy())
+            pictures[-1][pixel] = level
+    moved = (only(extractor(pictures)).array != before)[:, 0]
+    return np.asarray((moved[::2] | moved[1::2]).reshape(*size, *moved.shape[1:]))
+
+
+@pytest.mark.parametrize("aspect", ["stretch", "crop", "pad", "letterbox"])
+@pytest.mark.parametrize("size", [(17, 9), (5, 13), (10, 4)])
+@pytest.mark.parametrize(
+    ("resampling", "interpolation"),
+    [("keras", name) for name in ("nearest", "bilinear", "bicubic")]
+    + [("pillow", name) for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")],
+)
+def test_a_photograph_of_any_size_is_lit_where_it_moves_the_cell(
+    aspect: Any, size: tuple[int, int], resampling: Any, interpolation: Any
+) -> None:
+    preprocessing = Preprocessing(scale=1.0, interpolation=interpolation, resampling=resampling, aspect=aspect)
+    extractor = FeatureExtractor(network("y = Conv(x, w1)", side="7, 6"), provider="cpu", preprocessing=preprocessing)
+    moved, picture = moved_by_photograph(extractor, size), photograph(size)
+    feature_map = only(extractor(picture))
+    goes_in = moved.any(axis=(2, 3))
+    assert goes_in.any()
+    for row, column in np.ndindex(moved.shape[2:]):
+        seen = lit(overlay(hot(feature_map, row, column), picture), picture)
+        assert seen[moved[:, :, row, column]].all()
+        if resampling == "keras":  # Pillow rounds to levels, which hides what moves a cell by little
+            np.testing.assert_array_equal(seen[goes_in], moved[:, :, row, column][goes_in])
+
+
+def test_pixels_that_a_resize_skips_look_like_the_pixel_that_they_lie_on() -> None:
+    preprocessing = Preprocessing(interpolation="nearest", resampling="keras")
+    extractor = FeatureExtractor(network("y = Conv(x, w1)", side="2, 2"), provider="cpu", preprocessing=preprocessing)
+    picture = photograph((10, 8))
+    assert moved_by_photograph(extractor, (10, 8)).any(axis=(2, 3)).sum() == 4
+    seen = lit(overlay(hot(only(extractor(picture)), 0, 1), picture), picture)
+    np.testing.assert_array_equal(seen, np.kron([[0, 1], [0, 0]], np.ones((5, 4))) > 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]),
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.integers(0, 9),
+)
+def test_the_filters_of_pillow_reach_as_far_as_pillow_says(name: Any, length: int, wanted: int, beside: int) -> None:
+    extent = max(length - 2 * beside, 1)
+    start = (length - extent) // 2
+    filter_ = Image.Resampling[name.upper()]
+    unit = Image.fromarray(np.eye(length, dtype=np.float32))  # its column j has a 1 in row j
+    resized = unit.resize((length, wanted), filter_, box=(0, start, length, start + extent))
+    pixels, weights = pillow_taps(name, length, wanted, start, extent)
+    looked = np.zeros((wanted, length), bool)
+    for pixel, weight in zip(pixels, weights, strict=True):
+        looked[np.arange(wanted)[weight != 0], pixel[weight != 0]] = True
+    np.testing.assert_array_equal(looked, np.abs(np.asarray(resized)) > 1e-7)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 1))
+def test_colors_are_mixed_to_a_level(seed: int, strength: float) -> None:
+    rng = np.random.default_rng(seed)
+    cells = rng.random((40, 9)) + 0.01
+    picture = rng.integers(0, 256, (40, 9, 3)).astype(np.uint8)
+    laid = overlay(plain(cells), picture, strength=strength)
+    cells = cells.astype(np.float32).astype(np.float64)
+    share = cells / cells.max()
+    color = color_table("viridis")[np.round(255 * share).astype(int)].astype(np.float64)
+    expected = picture + (strength * (LEAST_TINT + (1 - LEAST_TINT) * share))[..., None] * (color - picture)
+    assert np.abs(laid - expected).max() <= 1.501  # one that would stay as it was is moved by a level
+
+
+def test_a_large_photograph_takes_little_more_than_itself() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8)
+    feature_map = plain(np.random.default_rng(1).normal(size=(30, 40)))
+    overlay(feature_map, picture)
+    tracemalloc.start()
+    overlay(feature_map, picture)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * picture.nbytes  # and a third more that Pillow holds of it at first
+
+
 def test_what_was_cropped_away_stays_as_it_was() -> None:
     model = network("y = Conv(x, w3)", side="8, 8")
     picture = photograph((16, 40))
@@ -257,9 +350,10 @@ def test_what_was_cropped_away_stays_as_it_was() -> None:
         preprocessing = Preprocessing(aspect="crop", resampling=resampling)
         feature_map = extracted(model, picture, preprocessing=preprocessing)
         seen = lit(overlay(feature_map, picture), picture)
-        assert seen[:, 12:28].all()
-        assert not seen[:, :12].any()
-        assert not seen[:, 28:].any()
+        around = resampling == "pillow"  # whose filter also sees a column beside the part that it resizes
+        assert seen[:, 12 - around : 28 + around].all()
+        assert not seen[:, : 12 - around].any()
+        assert not seen[:, 28 + around :].any()
 
 
 def test_prepared_arrays_lie_on_the_photograph_as_they_are() -> None:

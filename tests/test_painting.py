@@ -472,3 +472,31 @@ def test_the_numbers_of_a_dense_layer_can_be_reduced_too(method: Any) -> None:
     for shape in ((1, 5), (1, 5, 1, 1)):
         drawing = paint(as_map(noise(*shape)), style=Style(reduce=method))
         assert drawing.image().size[0] > 0
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max", "l2", "pca"])
+def test_channels_without_contrast_are_counted_also_where_they_are_reduced(reduce: Any) -> None:
+    array = noise(1, 6, 8, 9)
+    array[0, 1], array[0, 4] = 0, 3
+    array[0, 5, 2, 2] = np.nan
+    facts = paint(as_map(array), style=Style(reduce=reduce)).facts
+    assert (facts["constant_channels"], facts["dead_channels"]) == ([1, 4], [1])
+    assert facts["nan_values"] == 1
+
+
+def test_a_row_of_numbers_is_high_enough_to_be_seen_and_named_for_what_it_is() -> None:
+    drawing = paint(as_map(noise(1, 500, 1, 1)))
+    assert drawing.facts["numbers"] == 500
+    assert drawing.facts["row_height"] == 24
+    assert drawing.pixels.shape[0] > 24
+
+
+def test_a_channel_without_a_finite_value_bears_no_scale() -> None:
+    array = noise(1, 2, 120, 120)
+    with_scale = paint(as_map(array)).pixels
+    array[0, 1] = np.nan
+    without = paint(as_map(array)).pixels
+    # Above the second channel there are fewer letters: only its number.
+    middle = with_scale.shape[1] // 2
+    head = slice(58, 70)
+    assert (without[head, middle:] != PAPER).sum() < (with_scale[head, middle:] != PAPER).sum() - 100

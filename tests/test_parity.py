@@ -108,7 +108,7 @@ def keras_belt(activation: NDArray[np.float32]) -> NDArray[np.uint8]:
 def drawn(pair: Pair, picture: Path, folder: Path) -> list[Path]:
     """Return the files that `onnxfeat draw` writes, in the order of their names."""
     with pytest.raises(SystemExit) as exit_info:
-        main(["draw", str(pair.onnx), str(picture), "-o", str(folder), "--quiet", "--provider", "cpu"])
+        main(["draw", str(pair.onnx), str(picture), "-o", str(folder), "--quiet", "--bare", "--provider", "cpu"])
     assert exit_info.value.code in (0, None)
     return sorted(folder.glob("*.png"))
 

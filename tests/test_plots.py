@@ -488,7 +488,8 @@ def test_pictures_without_a_frame_have_no_text() -> None:
     [
         ({"cmap": "gray", "colormap": "magma"}, "two words for one thing"),
         ({"norm": colors.Normalize(), "scale_over": "layer"}, "norm says what the colors stand for, and so does"),
-        ({"norm": "log"}, "norm 'log' is nothing that maps values to colors"),
+        ({"norm": "lgo"}, "norm 'lgo' is no scale of matplotlib: choose 'asinh', 'linear', 'log', 'logit' or 'symlog'"),
+        ({"norm": 5}, "norm 5 is nothing that maps values to colors"),
         ({"channel": 1, "reduce": "mean"}, "channel draws one channel"),
         ({"overlay": True}, "no photograph"),
         ({"ordr": "index"}, "there is no choice 'ordr'"),
@@ -546,8 +547,9 @@ def test_a_model_is_drawn_with_the_name_of_every_layer() -> None:
     features = as_features({name: noise(1, 70, 4 + place, 5) for place, name in enumerate(names)})
     figure = plot(features)
     assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == names
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["Conv, 70 channels of 4 x 5, 64 of them"]
+    *numbers, words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == "Conv, 70 channels of 4 x 5, 64 of them"
+    assert numbers == [str(channel) for channel in range(64)]
     assert figure.texts[0].get_text() == "net.onnx, cat.png"
     np.testing.assert_array_equal(
         image_of(figure.axes[0]).get_array(),
@@ -563,7 +565,7 @@ def test_a_model_is_drawn_row_by_row_if_belts_are_asked_for() -> None:
     assert np.asarray(image_of(first).get_array()).shape == (5, 100)  # the first 20 channels
     assert np.asarray(image_of(second).get_array()).shape == (5, 15)
     array = features["b"].array
-    assert second.texts[0].get_text().endswith(f"{array.min():.3g} to {array.max():.3g}")
+    assert second.texts[-1].get_text().endswith(f"{array.min():.3g} to {array.max():.3g}")
     assert first.get_position().y0 > second.get_position().y1
 
 
@@ -595,3 +597,131 @@ def test_models_of_many_layers_fit_what_can_be_saved() -> None:
     figure = plot(as_features({f"layer_{place}": noise(1, 2, 3, 3) for place in range(150)}))
     assert figure.get_figheight() * figure.dpi < 2**16
     assert rendered(figure).shape[1] == 2000
+
+
+def numbers_in(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text().isdigit()]
+
+
+def strokes_in(axes: Axes) -> set[tuple[float, ...]]:
+    """Lines that are neither upright nor level, as left, bottom, right, top."""
+    found: set[tuple[float, ...]] = set()
+    for collection in axes.collections:
+        for (left, bottom), (right, top) in collection.get_segments():  # type: ignore[attr-defined]
+            if left != right and top != bottom:
+                found.add((left, bottom, right, top))
+    return found
+
+
+@pytest.mark.parametrize("scale_over", ["channel", "layer"])
+def test_constant_channels_are_struck_through_from_corner_to_corner(scale_over: Any) -> None:
+    array = noise(1, 6, 10, 8)
+    array[0, 1], array[0, 4] = 0, 7
+    belted = plot(as_map(array), scale_over=scale_over).axes[0]
+    assert strokes_in(belted) == {(7.5, 9.5, 15.5, -0.5), (31.5, 9.5, 39.5, -0.5)}
+    gridded = plot(as_map(array), arrange="grid", aspect=1.2, scale_over=scale_over).axes[0]
+    columns = grid_columns(6, 10, 8, 1.2)
+    corners = {(place % columns * 9 - 0.5, place // columns * 11 + 9.5) for place in (1, 4)}
+    assert {stroke[:2] for stroke in strokes_in(gridded)} == corners
+    assert strokes_in(plot(as_features({"a": array})).axes[0])
+    assert not strokes_in(plot(as_map(noise(1, 6, 10, 8))).axes[0])
+
+
+def test_strokes_are_seen_on_any_color() -> None:
+    maps = as_map(np.zeros((1, 1, 30, 30)))
+    for color in ("#202124", "#ffffff", "#808080"):
+        pixels = rendered(plot(maps, cmap=colors.ListedColormap([color]), arrange="belt"))
+        inner = np.round(pixels[890:1090, 925:1125, :3] * 255).reshape(-1, 3)
+        other = np.abs(inner - 255 * np.array(colors.to_rgb(color))).max(axis=1) > 60
+        assert other.sum() > 100
+
+
+def test_each_channel_bears_its_number_in_its_own_corner() -> None:
+    array = noise(1, 12, 10, 8) * 2.0 ** np.arange(12).reshape(1, 12, 1, 1)
+    axes = plot(as_map(array), order="variance", top=5, arrange="grid").axes[0]
+    assert numbers_in(axes) == ["11", "10", "9", "8", "7"]
+    columns = grid_columns(5, 10, 8)
+    for place, text in enumerate(text for text in axes.texts if text.get_text().isdigit()):
+        x, y = text.get_position()
+        assert (int((x + 0.5) // 9), int((y + 0.5) // 11)) == (place % columns, place // columns)
+        box = text.get_window_extent().transformed(axes.transData.inverted())
+        assert box.x1 < place % columns * 9 + 8
+
+
+def test_numbers_that_do_not_fit_are_in_the_title_if_the_order_is_another() -> None:
+    array = noise(1, 100, 6, 6)
+    few = plot(as_map(array), channels=(40, *range(60, 99))).axes[0]
+    assert numbers_in(few)[:2] == ["40", "60"]
+    whole = plot(as_map(array)).axes[0]
+    assert (numbers_in(whole), whole.get_title()) == ([], "conv2d")
+    figure, axes = pyplot.subplots(1, 2, figsize=(30, 3))
+    plot(as_map(array), channels=(17, 30, *range(5, 15), *range(40, 93)), ax=axes[0])
+    assert numbers_in(axes[0]) == [str(channel) for channel in (17, 30, *range(5, 15), *range(40, 93))]
+    figure.set_size_inches(4, 3)
+    plot(as_map(array), channels=(*range(17, 30), 5), ax=axes[1])
+    assert numbers_in(axes[1]) == []
+    assert "channels 17, 18" in axes[1].get_title().replace("\n", " ")
+
+
+def test_belts_are_parted_by_lines_between_the_channels_and_keep_their_limits() -> None:
+    axes = plot(as_map(noise(1, 8, 7, 5))).axes[0]
+    (lines,) = axes.collections
+    ends = [segment.tolist() for segment in lines.get_segments()]  # type: ignore[attr-defined]
+    assert ends == [[[5 * k - 0.5, -0.5], [5 * k - 0.5, 6.5]] for k in range(1, 8)]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 39.5), (6.5, -0.5))
+    without = plot(as_map(noise(1, 8, 7, 5)), frame=False).axes[0]
+    assert (list(without.collections), list(without.texts)) == ([], [])
+
+
+def test_strips_name_the_channels_of_their_rows() -> None:
+    array = noise(1, 30, 40) * 2.0 ** np.arange(30).reshape(1, 30, 1)
+    axes = plot(as_map(array), order="variance").axes[0]
+    found = dict(zip(axes.get_yticks(), (tick.get_text() for tick in axes.get_yticklabels()), strict=True))
+    assert found == {row: str(29 - row) for row in range(30)}
+
+
+def test_slices_of_a_volume_bear_the_number_of_their_channel_once() -> None:
+    assert numbers_in(plot(as_map(noise(1, 3, 5, 6, 6))).axes[0]) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+@pytest.mark.parametrize("name", ["conv_4", "features.0.very.long.name.of.a.layer/conv", "WWWWWWWWWWWWWWWW", "|" * 99])
+def test_titles_are_no_wider_than_the_axes_of_the_caller(layers: int, name: str) -> None:
+    array = noise(1, 8, 7, 5)
+    array[0, 2] = 0
+    figure, some = pyplot.subplots(1, layers, figsize=(9, 4))
+    for axes in some:
+        plot(as_map(array, name), ax=axes, order="variance", arrange="grid")
+        box = axes.title.get_window_extent()
+        assert box.width <= axes.bbox.width
+        assert axes.get_title().startswith(name[:4])
+    assert rendered(figure).size > 0
+
+
+def test_titles_that_are_set_afterwards_replace_all_that_was_written() -> None:
+    _, axes = pyplot.subplots(figsize=(2, 2))
+    plot(as_map(np.zeros((1, 3, 5, 5)), "a name that takes two lines"), ax=axes)
+    axes.set_title("mine")
+    assert axes.get_title() == "mine"
+    assert axes.title.get_fontsize() == 12
+
+
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog", "asinh", "logit"])
+def test_norms_are_taken_by_name_as_in_imshow(scale: str) -> None:
+    array = np.random.default_rng(0).uniform(0.1, 0.9, (1, 3, 9, 11))
+    figure = plot(as_map(array), norm=scale)
+    image = image_of(figure.axes[0])
+    _, other = pyplot.subplots()
+    oracle = other.imshow(np.asarray(image.get_array()), norm=scale)
+    values = np.linspace(0.2, 0.8, 7)
+    np.testing.assert_allclose(np.asarray(image.norm(values)), np.asarray(oracle.norm(values)), rtol=1e-6)
+    assert figure.axes[0].get_title(loc="right").startswith("the values by ") or figure.axes[0].get_xlabel()
+    whole = plot(as_features({"a": array, "b": array * 0.5}), norm=scale)
+    assert image_of(whole.axes[0]).norm is image_of(whole.axes[1]).norm
+
+
+def test_an_array_of_axes_is_refused() -> None:
+    figure, some = pyplot.subplots(2, 2)
+    with pytest.raises(PictureError, match=r"ax is of type ndarray, one axes is wanted: .* pass `axes\[0\]`"):
+        plot(as_map(noise(1, 2, 3, 4)), ax=some)
+    assert pyplot.get_fignums() == [figure.number]

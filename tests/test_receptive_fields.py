@@ -342,6 +342,69 @@ def test_a_channel_shuffle_leaves_places_as_they_are() -> None:
     assert_exact(parsed(text, (13, 11)), (13, 11))
 
 
+def computed_pads(x: str, y: str, pads: Sequence[int], mode: str) -> str:
+    """Return a Pad as torch's older exporter writes it: from the last axis on, and turned around by nodes."""
+    return (
+        f"{y}n = Constant<value_ints = [{8 - len(pads)}]>() {y}p = Constant<value_ints = {list(pads)}>()"
+        f"{y}z = ConstantOfShape<value = int64[1] {{0}}>({y}n) {y}c = Concat<axis = 0>({y}p, {y}z)"
+        f"{y}two = Constant<value_ints = [-1, 2]>() {y}r = Reshape({y}c, {y}two) {y}o = Constant<value_ints = [0]>()"
+        f"{y}m = Constant<value_ints = [-1]>() {y}e = Constant<value_ints = [-9223372036854775807]>()"
+        f"{y}s = Slice({y}r, {y}m, {y}e, {y}o, {y}m) {y}t = Transpose<perm = [1, 0]>({y}s)"
+        f'{y}f = Reshape({y}t, {y}m) {y}i = Cast<to = 7>({y}f) {y} = Pad<mode = "{mode}">({x}, {y}i)'
+    )
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "constant"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_padding_that_nodes_compute_is_followed(mode: str, is_open: bool) -> None:
+    pads = computed_pads("c", "p", [1, 2, 3, 0], mode)
+    text = f"c = Conv(x, w3x3) {pads} y = Conv<strides = [2, 2]>(p, w3x3)"
+    assert_exact(parsed(text, ("H", "W") if is_open else (9, 12)), (9, 12))
+
+
+def test_a_padding_that_the_picture_tells_has_no_place() -> None:
+    pads = computed_pads("c", "p", [1, 1, 1, 1], "constant").replace("pi = Cast<to = 7>(pf)", "")
+    count = "m = ReduceMax<keepdims = 0>(c) pi = Cast<to = 7>(pq) pq = Mul(pf, k) k = Cast<to = 7>(m)"
+    text = f"c = Conv(x, w3x3) {count} {pads} y = Conv(p, w3x3)"
+    assert skeleton(parsed(text, (9, 12))).places == (None,)
+
+
+def shuffled(x: str, y: str, before: str, groups: int = 2) -> str:
+    """Return a channel shuffle as torch's older exporter writes it, which asks `before` for each length by itself."""
+    zero = f"{y}zero = Constant<value_ints = [0]>()"
+    asked = " ".join(
+        f"{y}s{axis} = Shape({before}) {y}i{axis} = Constant<value_int = {axis}>() "
+        f"{y}g{axis} = Gather<axis = 0>({y}s{axis}, {y}i{axis}) {y}l{axis} = Unsqueeze({y}g{axis}, {y}zero)"
+        for axis in range(4)
+    )
+    return (
+        f"{zero} {asked} {y}n = Constant<value_int = {groups}>() {y}d = Div({y}g1, {y}n) {y}q = Cast<to = 7>({y}d)"
+        f"{y}lq = Unsqueeze({y}q, {y}zero) {y}ln = Unsqueeze({y}n, {y}zero)"
+        f"{y}t = Concat<axis = 0>({y}l0, {y}ln, {y}lq, {y}l2, {y}l3) {y}u = Reshape({x}, {y}t)"
+        f"{y}v = Transpose<perm = [0, 2, 1, 3, 4]>({y}u) {y}w = Concat<axis = 0>({y}l0, {y}l1, {y}l2, {y}l3)"
+        f"{y} = Reshape({y}v, {y}w)"
+    )
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_channel_shuffles_whose_shapes_inference_does_not_know_are_followed(is_open: bool) -> None:
+    text = (
+        f"c = Conv<strides = [2, 2]>(x, w3x3) {shuffled('c', 'a', 'c')} a1, a2 = Split<axis = 1>(a)"
+        f"b = Concat<axis = 1>(a2, a1) d = Conv<pads = [1, 0, 0, 1]>(b, w3x2) {shuffled('d', 'e', 'd')}"
+        "y = Conv(e, w3x3)"
+    )
+    model = parsed(text, ("H", "W") if is_open else (17, 14), opset=13)
+    assert read_graph(model).shape("a") is None
+    assert_exact(model, (17, 14))
+
+
+def test_a_reshape_to_lengths_in_another_order_has_no_place() -> None:
+    text = shuffled("c", "a", "c").replace(
+        "aw = Concat<axis = 0>(al0, al1, al2, al3)", "aw = Concat<axis = 0>(al0, al1, al3, al2)"
+    )
+    assert skeleton(parsed(f"c = Conv(x, w3x3) {text} y = Conv(a, w3x3)", ("H", "W"))).places == (None,)
+
+
 def test_fields_of_a_residual_are_joined_and_not_bounded() -> None:
     rows = "a = Conv<pads = [1, 0, 1, 0]>(x, w3x1) b = Conv<pads = [0, 1, 0, 1]>(x, w1x3) y = Add(a, b)"
     fields = fields_of(parsed(rows, (9, 9)), (9, 9))

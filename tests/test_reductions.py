@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxfeat import FeatureExtractor
 from onnxfeat.drawing import reductions
+from onnxfeat.drawing.color_pictures import components_note
 from onnxfeat.drawing.reductions import BatchPca, PcaBasis, pca_basis, reduced, rgb
 from onnxfeat.drawing.styles import Reduction
 from onnxfeat.errors import PictureError
@@ -165,6 +167,74 @@ def test_it_makes_no_difference_in_which_parts_the_pictures_come() -> None:
         np.testing.assert_allclose(getattr(in_parts, name), getattr(whole, name), atol=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    channels=st.sampled_from([1, 2, 5, 30, 300]),
+    cells=st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    seed=st.integers(0, 10_000),
+)
+def test_cells_that_are_kept_and_cells_in_the_scatter_give_the_same_basis(
+    channels: int, cells: list[int], seed: int
+) -> None:
+    """Fewer cells than channels are kept; one after the other passes over to the scatter, and some are left over."""
+    array = noise(1, channels, sum(cells), seed=seed)
+    mean, directions, variances = by_svd(array)
+    tracker = BatchPca()
+    for part in np.split(array, np.cumsum(cells)[:-1], axis=2):
+        tracker.add(part)
+    basis = tracker.basis()
+    found = min(3, channels, sum(cells) - 1)
+    assume((variances[:found] > 1.1 * np.append(variances, 0)[1 : found + 1]).all())
+    np.testing.assert_allclose(basis.mean, mean, atol=1e-9)
+    assert_same_directions(basis.components[:found], directions[:found])
+    assert not basis.components[found:].any()
+    np.testing.assert_allclose(basis.high[:found], 2 * np.sqrt(variances[:found]), rtol=1e-6)
+    np.testing.assert_allclose(
+        basis.components @ basis.components.T, np.diag([1.0] * found + [0] * (3 - found)), atol=1e-9
+    )
+    assert basis.cells == sum(cells)
+
+
+@pytest.mark.parametrize("channels", [40, 300, 600])
+def test_a_basis_may_be_asked_for_between_the_pictures(channels: int) -> None:
+    tracker, array = BatchPca(), noise(9, channels, 10, 13)
+    for index in range(9):
+        tracker.add(array[index : index + 1])
+        basis = tracker.basis()
+        mean, directions, variances = by_svd(array[: index + 1])
+        np.testing.assert_allclose(basis.mean, mean, atol=1e-9)
+        assert_same_directions(basis.components, directions[:3])
+        np.testing.assert_allclose(basis.high, 2 * np.sqrt(variances[:3]), rtol=1e-6)
+
+
+def test_maps_may_change_after_they_were_added() -> None:
+    array = noise(1, 30, 3, 4)
+    tracker, before = BatchPca(), pca_basis([array])
+    tracker.add(array)
+    array[:] = 0
+    np.testing.assert_array_equal(tracker.basis().components, before.components)
+
+
+def test_a_small_map_of_many_channels_needs_no_matrix_of_channels() -> None:
+    """Of 20,000 x 20,000 it would need 3 GB."""
+    array = noise(1, 4, 20, 20).repeat(5_000, axis=1)[..., ::3, ::3]
+    tracemalloc.start()
+    basis = pca_basis([array])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * array.astype(np.float64).nbytes
+    assert basis.explained.sum() == pytest.approx(1, abs=0.1)
+
+
+def test_signs_do_not_hang_on_rounding() -> None:
+    """Elements of the same size are the greatest both: the first decides, in whatever order the pictures come."""
+    for seed in range(30):
+        one = np.random.default_rng(seed).normal(size=(4, 1, 5, 5))
+        array = np.concatenate([one, -one, one / 3], axis=1)
+        for order in (array, array[::-1]):
+            assert pca_basis([picture[None] for picture in order]).components[0, 0] > 0
+
+
 def test_a_tracker_gives_the_same_basis_as_all_maps_at_once() -> None:
     tracker = BatchPca()
     maps = [noise(1, 4, 5, 5, seed=seed) for seed in range(3)]
@@ -238,6 +308,7 @@ def test_maps_of_nothing_but_nan_have_a_basis_of_zero() -> None:
     array = np.full((1, 4, 3, 3), np.nan, np.float32)
     basis = pca_basis([array])
     assert not basis.components.any()
+    assert basis.cells == 0
     assert np.isnan(reduced(as_map(array), "pca").array).all()
 
 
@@ -268,6 +339,21 @@ def test_the_same_values_have_the_same_color_in_all_pictures_of_a_basis() -> Non
     basis = pca_basis(maps)
     first, second = (rgb(one, basis) for one in maps)
     assert first[0, :, 0, 0].tolist() == second[0, :, 7, 7].tolist()
+
+
+def test_three_of_many_components_are_found_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    eigh = np.linalg.eigh
+
+    def watched(matrix: NDArray[np.float64]) -> Any:
+        sizes.append(len(matrix))
+        return eigh(matrix)
+
+    monkeypatch.setattr(np.linalg, "eigh", watched)
+    pca_basis([noise(1, 600, 30, 30)])  # as many cells as it takes for a scatter of channels
+    pca_basis([noise(1, 600, 20, 20)])
+    assert sizes
+    assert max(sizes) < 50
 
 
 def test_directions_of_nearly_the_same_variance_are_told_apart() -> None:
@@ -301,6 +387,14 @@ def test_a_real_layer_is_explained_as_the_singular_value_decomposition_says() ->
 def test_an_unknown_method_is_refused_with_the_list() -> None:
     with pytest.raises(PictureError, match="'median' is no way to reduce channels: choose 'mean', 'max'"):
         reduced(as_map(noise(1, 3, 2, 2)), "median")  # type: ignore[arg-type]
+
+
+def test_the_legend_says_where_there_are_no_components() -> None:
+    array = noise(1, 4, 3, 3)
+    assert "% of the variance" in components_note(pca_basis([array]))
+    array[0, 1] = np.nan
+    assert components_note(pca_basis([array])) == "no cell is finite in every channel: there are no components"
+    assert components_note(pca_basis([np.ones((1, 4, 3, 3))])) == "mid-gray is the mean: nothing varies"
 
 
 def test_a_basis_of_another_layer_is_refused() -> None:

@@ -1,5 +1,6 @@
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 from numpy.typing import NDArray
 from test_gallery import as_map, noise, run_of
 
+from onnxfeat.drawing.overlays import HeatScale
 from onnxfeat.drawing.reductions import pca_basis
 from onnxfeat.drawing.scales import scale_of
 from onnxfeat.drawing.sharing import LayerTracker, shared_by_layer
 from onnxfeat.drawing.styles import Normalization, Style
 from onnxfeat.errors import PictureError
-from onnxfeat.records import Features
+from onnxfeat.records import FeatureMap, Features
+from onnxfeat.registration import Registration, Step
 
 LAYERS = {"conv": noise(5, 4, 6, 7), "pool": noise(5, 4, 3, 3, seed=1), "dense": noise(5, 9, seed=2)}
 
@@ -67,6 +70,30 @@ def test_principal_components_are_those_of_all_pictures() -> None:
     assert (shared["conv"].scale, shared["conv"].order) == (None, None)
     np.testing.assert_allclose(found.components, expected.components, atol=1e-6)
     np.testing.assert_allclose(found.high, expected.high, rtol=1e-6)
+
+
+def laid_map(*cells: Any) -> FeatureMap:
+    """Return a map of two channels, for a picture each of whose pixels one cell sees."""
+    array = np.asarray(cells, np.float32)[:, None].repeat(2, axis=1)
+    registration = Registration(steps=(Step(),), step=0, size=(array.shape[2], array.shape[3]))
+    return replace(as_map("conv", array), registration=registration)
+
+
+def test_overlays_share_the_greatest_heat_of_all_pictures() -> None:
+    style = Style(overlay=True, scale_over="batch", channels=(-1,))
+    tracker = LayerTracker(style)
+    tracker.add(laid_map([[1.0, 2.0]], [[0.0, 5.0]]))
+    assert tracker.shared().heat == HeatScale(5.0, signed=False)
+    tracker.add(laid_map([[-7.0, np.nan]], [[np.nan, np.nan]]))
+    assert tracker.shared().heat == HeatScale(7.0, signed=True)
+    assert tracker.shared().scale is None
+
+
+def test_overlays_of_no_finite_value_or_without_a_place_share_nothing() -> None:
+    for feature_map in (laid_map([[np.nan, np.inf]]), as_map("conv", noise(1, 2, 3, 4))):
+        tracker = LayerTracker(Style(overlay=True, scale_over="batch"))
+        tracker.add(feature_map)
+        assert tracker.shared().heat is None
 
 
 def test_one_run_is_in_memory_at_a_time() -> None:

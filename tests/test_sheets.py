@@ -151,7 +151,7 @@ def test_names_do_not_make_a_sheet_larger(name: str) -> None:
 
 def test_a_sheet_that_no_picture_can_hold_is_refused() -> None:
     one = row(noise(1, 3, 20, 20))
-    with pytest.raises(PictureError, match=r"a sheet of these 2,000 rows would have .* choose fewer layers"):
+    with pytest.raises(PictureError, match=r"a sheet of 2,000 rows or more would have .* choose fewer layers"):
         paint_sheet([one] * 2000, LEVEL_STYLE, title="model")
 
 

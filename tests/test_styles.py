@@ -77,7 +77,7 @@ def test_percentiles_out_of_order_are_refused(percentiles: Any) -> None:
     [
         Style(),
         Style(normalize="percentile", percentiles=(5, 50), scale_over="batch", channels=(3, 0), top=2, dead="last"),
-        Style(reduce="pca", colormap="magma", aspect=2.5, zoom=3, hidpi=True, frame=False, max_belt=100),
+        Style(reduce="l2", colormap="magma", aspect=2.5, zoom=3, hidpi=True, frame=False, max_belt=100),
     ],
 )
 def test_a_style_comes_back_from_its_json(style: Style) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from onnxfeat.drawing.styles import StyleChoices
 
 _REASONS = 5  # that an error tells at most
+MAX_DURATION = 600_000
+"""Most ms that a frame is shown; GIF counts up to 655,350."""
+
 _DURATION = 100.0  # ms that a frame is shown where nobody says
 
 
@@ -93,8 +96,10 @@ def save_animation(
             "the runs are an iterator, which gives them only once, and an animation needs them twice: pass what "
             "`FeatureExtractor.stream` returns, or a list"
         )
-    if duration is not None and not duration > 0:
-        raise PictureError(f"duration is {duration}, ms for each frame: pass a number above 0, such as 100")
+    if duration is not None and not 0 < duration <= MAX_DURATION:
+        raise PictureError(
+            f"duration is {duration}, ms for each frame: pass a number above 0 and up to {MAX_DURATION:,}, such as 100"
+        )
     runs = [runs] if isinstance(runs, Features) else runs
     with whole_folder(Path(folder), overwrite=overwrite) as scratch:
         refuse_existing_in(Path(folder), Path(RUN_FILE), overwrite)  # before the work, which may take minutes

@@ -147,7 +147,7 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         facts: Those of an `Arrangement`, or the entry of a layer in `run.json`.
 
     Example:
-        >>> remarks({"channels": 8, "tokens_left_out": 1, "cells_per_pixel": 3, "arrangement": "strip"})
+        >>> remarks({"channels": 8, "tokens_left_out": 1, "cells_per_pixel": 3, "height": 1})
         ['first token left out', 'each pixel is the mean of 3 cells']
     """
     found = []
@@ -160,7 +160,7 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         found.append("first token left out" if left_out == 1 else f"first {left_out} tokens left out")
     cells = facts.get("cells_per_pixel", 1)
     if cells > 1:
-        block = cells if facts["arrangement"] == "strip" else f"{cells} x {cells}"
+        block = cells if facts.get("height") == 1 else f"{cells} x {cells}"
         found.append(f"each pixel is the mean of {block} cells")
     return found
 
@@ -172,8 +172,20 @@ def description(facts: Mapping[str, Any]) -> str:
         >>> description({"channels": 3, "height": 4, "width": 5, "arrangement": "belt"})
         '3 channels of 4 x 5, belt'
     """
+    return ", ".join([shape_words(facts), facts["arrangement"], *remarks(facts)])
+
+
+def shape_words(facts: Mapping[str, Any]) -> str:
+    """Return the number of channels and their sides.
+
+    Example:
+        >>> shape_words({"channels": 8, "height": 148, "width": 148})
+        '8 channels of 148 x 148'
+    """
+    if facts.get("numbers"):
+        return f"{facts['width']:,} channels of one number each"
     sides = " x ".join(str(facts[side]) for side in ("depth", "height", "width") if side in facts)
-    return ", ".join([f"{facts['channels']} channels of {sides}", facts["arrangement"], *remarks(facts)])
+    return f"{facts['channels']:,} channel{'' if facts['channels'] == 1 else 's'} of {sides}"
 
 
 def _order_of(array: NDArray[Any], style: Style, known: ChannelStatistics) -> ChannelOrder:

@@ -11,14 +11,19 @@ from onnxfeat.drawing.arrangements import Arrangement
 from onnxfeat.drawing.channel_statistics import ChannelStatistics
 
 
-def channel_facts(found: Arrangement) -> dict[str, Any]:
-    """Return what `run.json` says of the channels: which have no contrast, and what turns levels into values."""
+def channel_facts(found: Arrangement, counted: ChannelStatistics | None = None) -> dict[str, Any]:
+    """Return what `run.json` says of the channels: which have no contrast, and what turns levels into values.
+
+    Args:
+        found: What is drawn.
+        counted: What is known of the layer's own channels, where these were reduced to one; None counts what is drawn.
+    """
     statistics, scale = found.statistics, found.scale
     in_order = np.array_equal(found.order.channels, np.arange(found.order.total))
     chosen = {} if in_order else {"channel_order": found.order.channels.tolist()}
     return {
         **chosen,
-        **constancy_facts(statistics),
+        **constancy_facts(statistics if counted is None else counted),
         "mean": rounded(statistics.mean[0]),
         "deviation": rounded(statistics.deviation[0]),
         "scale": {"low": rounded(scale.low[0]), "high": rounded(scale.high[0])},

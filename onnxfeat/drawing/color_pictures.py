@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import remarks
+from onnxfeat.drawing.arrangements import remarks, shape_words
 from onnxfeat.drawing.channel_facts import constancy_facts, rounded
 from onnxfeat.drawing.channel_statistics import ChannelStatistics, not_finite, statistics
 from onnxfeat.drawing.colormaps import INFINITE_COLOR, NAN_COLOR
-from onnxfeat.drawing.legends import Legend, marks_of, number, operator_of, shape_words
-from onnxfeat.drawing.overlays import lay_over
+from onnxfeat.drawing.legends import Legend, marks_of, number, operator_of
+from onnxfeat.drawing.overlays import Laid, chosen_of, default_colormap, lay_over
 from onnxfeat.drawing.pictures import picture_of, tile
 from onnxfeat.drawing.reductions import PcaBasis, pca_basis, rgb
 from onnxfeat.drawing.sharing import ALONE, Shared
@@ -70,19 +70,20 @@ def components_of(feature_map: FeatureMap, index: int, style: Style, shared: Sha
         colored = np.where(nan, np.uint8(of_nan), np.where(infinite, np.uint8(of_infinite), plane))
         # Turned over and back again, as the pixels between cells are level 0 and are to be white.
         shown.append(~tile(enlarged(~plan.cells(colored[None]), plan.zoom), plan.columns, plan.gap))
-    found = statistics(one)
+    found = shared.counted or statistics(one)
     facts = {
         **subject_facts(subject),
         **plan.facts,
         "arrangement": "pca",
         "explained": rounded(basis.explained),
+        "deviations": rounded(basis.high / 2),
         **constancy_facts(found),
     }
     return ColorPicture(
         title=f"{feature_map.name}: principal components of {feature_map.channels:,} channels",
         subtitle=", ".join([operator_of(feature_map.layer), shape_words(facts), *remarks(facts)]),
         colors=np.stack(shown, axis=-1),
-        legend=Legend(ends=(), note=components_note(basis), marks=marks_of(**_not_finite(found), constant=0, dead=0)),
+        legend=Legend(ends=(), note=components_note(basis), marks=marks_of(**_counts(found))),
         colormap=style.colors,
         facts=facts,
     )
@@ -90,6 +91,10 @@ def components_of(feature_map: FeatureMap, index: int, style: Style, shared: Sha
 
 def components_note(basis: PcaBasis) -> str:
     """Return in words what the colors of principal components stand for."""
+    if not basis.cells:
+        return "no cell is finite in every channel: there are no components"
+    if not basis.explained.any():
+        return "mid-gray is the mean: nothing varies"
     shares = ", ".join(f"{share:.0%}" for share in basis.explained)
     return (
         f"red, green, blue: the first three components, {shares} of the variance; mid-gray is the mean, full color "
@@ -115,31 +120,29 @@ def overlay_of(
     Raises:
         PictureError: The layer can't be laid over a picture, or the photograph can't be read.
     """
-    count = feature_map.channels
-    channel = None if style.channels is None else style.channels[0]
-    if channel is not None and -count <= channel < 0:
-        channel += count
-    reduce = style.reduce or "mean"
+    channel, reduce = chosen_of(style, feature_map.channels)
     laid = lay_over(
-        feature_map, photograph, index, channel=channel, reduce=reduce, colormap=style.colormap, basis=shared.basis
+        feature_map,
+        photograph,
+        index,
+        channel=channel,
+        reduce=reduce,
+        colormap=style.colormap,
+        basis=shared.basis,
+        scale=shared.heat,
     )
-    what = f"channel {channel}" if channel is not None else f"{reduce} of {count:,} channels"
-    notes = [f"{what}; lit is what cells see that are not 0, brightest where they look most"]
-    if laid.heat.gated:
-        notes.append("by a gate each cell also sees the whole picture")
-    if laid.heat.bounded:
-        notes.append("cells see a little less than is lit")
-    if laid.basis is not None:
-        notes.append(components_note(laid.basis))
-    low = -laid.most if laid.heat.signed else 0.0
-    ends = tuple(number(value) for value in (low, (low + laid.most) / 2, laid.most))
+    what = f"channel {channel}" if channel is not None else f"{reduce} of {feature_map.channels:,} channels"
+    ends = _ends_of(laid)
     found = statistics(feature_map.array[index : index + 1])
+    signed = laid.heat.signed if laid.scale is None else laid.scale.signed
+    colormap = style.colormap or default_colormap(signed=signed)
     sides = dict(zip(("channels", "height", "width"), feature_map.shape[1:], strict=True))
     facts = {
         **sides,
         "arrangement": "overlay",
+        "colormap": colormap,
         "shown": what,
-        "scale": {"low": [low], "high": [laid.most]},
+        **({"scale": {"low": [ends[0]], "high": [ends[1]]}} if ends else {}),
         "gated": laid.heat.gated,
         **constancy_facts(found),
     }
@@ -149,14 +152,38 @@ def overlay_of(
         subtitle=", ".join([operator_of(feature_map.layer), shape_words(sides)]),
         colors=laid.pixels.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else laid.pixels,
         legend=Legend(
-            ends=() if laid.basis is not None else ends,
-            note="; ".join(notes),
-            marks=marks_of(**_not_finite(found), constant=0, dead=0),
+            ends=tuple(number(x) for x in (ends[0], sum(ends) / 2, ends[1])) if ends and ends[1] > 0 else (),
+            note="; ".join(_notes_of(laid, what)),
+            marks=marks_of(**_counts(found)),
         ),
-        colormap=style.colormap or ("coolwarm" if laid.heat.signed else "viridis"),
+        colormap=colormap,
         facts=facts,
     )
 
 
-def _not_finite(found: ChannelStatistics) -> dict[str, int]:
-    return {"nan": int(found.nan.sum()), "infinite": int(found.infinite.sum())}
+def _ends_of(laid: Laid) -> tuple[float, float] | None:
+    """Return the values that the first and the last color stand for; None where no color stands for one."""
+    if laid.scale is None:
+        return None
+    return -laid.scale.most if laid.scale.signed else 0.0, laid.scale.most
+
+
+def _notes_of(laid: Laid, what: str) -> list[str]:
+    """Return in words what an overlay shows."""
+    if not laid.heat.finite:
+        return [what, "no value of it is finite"]
+    if not laid.heat.lit.any():
+        return [what, "all values are 0, so that nothing is lit"]
+    notes = [what, "lit is what cells see that are not 0, brightest where they look most"]
+    if laid.heat.gated:
+        notes.append("by a gate each cell also sees the whole picture")
+    if laid.heat.bounded:
+        notes.append("cells see a little less than is lit")
+    if laid.basis is not None:
+        notes.append(components_note(laid.basis))
+    return notes
+
+
+def _counts(found: ChannelStatistics) -> dict[str, int]:
+    counts = {"nan": found.nan, "infinite": found.infinite, "constant": found.constant, "dead": found.dead}
+    return {name: int(count.sum()) for name, count in counts.items()}

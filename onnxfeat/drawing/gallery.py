@@ -18,7 +18,7 @@ from onnxfeat.drawing.legends import scale_note
 from onnxfeat.drawing.overlays import why_not_laid
 from onnxfeat.drawing.painting import paint, paint_overlay
 from onnxfeat.drawing.sharing import ALONE, Shared, shared_by_layer
-from onnxfeat.drawing.sheets import Row, paint_sheet, row_of
+from onnxfeat.drawing.sheets import Row, paint_sheet, refuse_large, row_of
 from onnxfeat.drawing.styles import Style, styled
 from onnxfeat.drawing.subjects import why_not_drawable
 from onnxfeat.drawing.writing import ArrayFormat, PictureFormat, append_array, run_record, run_text, write_picture
@@ -242,6 +242,7 @@ class _Artist:
             number, file = files[name]
             if isinstance(made, Row):
                 self.rows[number, name, picture.position] = made
+                refuse_large(len(self.rows), sum(row.pixels.shape[0] for row in self.rows.values()))  # not after all
                 entry = {"layer": name, **made.facts}
             else:
                 entry = {"layer": name, "file": file, **made}

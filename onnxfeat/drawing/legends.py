@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from onnxfeat.drawing.arrangements import Arrangement, remarks
+from onnxfeat.drawing.arrangements import Arrangement, remarks, shape_words
+from onnxfeat.drawing.channel_statistics import ChannelStatistics
 from onnxfeat.drawing.colormaps import INFINITE, NAN
 from onnxfeat.drawing.ordering import ChannelOrder
 from onnxfeat.drawing.scales import DEVIATIONS, Scale
@@ -39,15 +39,23 @@ class Legend:
     marks: tuple[tuple[int, str], ...] = ()
 
 
-def legend_of(found: Arrangement, style: Style) -> Legend:
-    """Return what explains the colors of the channels of a layer."""
-    statistics, shown = found.statistics, sorted(set(found.channels.tolist()))
+def legend_of(found: Arrangement, style: Style, counted: ChannelStatistics | None = None) -> Legend:
+    """Return what explains the colors of the channels of a layer.
+
+    Args:
+        found: What is drawn.
+        style: How.
+        counted: What is known of the layer's own channels, where these were reduced to one; None counts what is drawn.
+    """
+    shown = sorted(set(found.channels.tolist()))
+    statistics = found.statistics if counted is None else counted
+    values = shown if counted is None else slice(None)
     return Legend(
         ends=ends_of(found.scale.of_channels(found.channels[:1]), alone=len(shown) == 1),
         note=scale_note(style),
         marks=marks_of(
-            nan=int(statistics.nan[0, shown].sum()),
-            infinite=int(statistics.infinite[0, shown].sum()),
+            nan=int(statistics.nan[0, values].sum()),
+            infinite=int(statistics.infinite[0, values].sum()),
             constant=int(statistics.constant.sum()),
             dead=int(statistics.dead.sum()),
         ),
@@ -101,6 +109,11 @@ def scale_note(style: Style) -> str:
         >>> scale_note(Style(normalize="minmax", scale_over="layer"))
         'minmax: least to greatest value of the layer'
     """
+    if style.reduce == "pca":
+        return "pca: the mean is mid-gray, full color 2 standard deviations along a component"
+    if style.overlay:
+        pictures = "all pictures" if style.scale_over == "batch" else "each picture"
+        return f"overlay: from 0, or minus the greatest absolute value, to the greatest of {pictures}"
     shares = _SHARES[style.scale_over]
     low, high = style.percentiles
     return {
@@ -120,12 +133,6 @@ def words_of(layer: Layer, found: Arrangement, style: Style) -> list[str]:
 def operator_of(layer: Layer) -> str:
     """Return what a layer does: `Conv and Relu`."""
     return layer.op_type if layer.activation is None else f"{layer.op_type} and {layer.activation}"
-
-
-def shape_words(facts: Mapping[str, Any]) -> str:
-    """Return the number of channels and their sides: `8 channels of 148 x 148`."""
-    sides = " x ".join(str(facts[side]) for side in ("depth", "height", "width") if side in facts)
-    return f"{facts['channels']:,} channel{'' if facts['channels'] == 1 else 's'} of {sides}"
 
 
 def order_words(order: ChannelOrder, style: Style) -> Sequence[str]:

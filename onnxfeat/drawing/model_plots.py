@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxfeat.drawing.legends import ends_of, number
-from onnxfeat.drawing.panels import Cells, Panel, panel_of, set_limits
+from onnxfeat.drawing.norms import set_limits
+from onnxfeat.drawing.panels import Cells, Panel, cut, panel_of, values_of
 from onnxfeat.drawing.scales import Scale
 from onnxfeat.drawing.styles import Style
 from onnxfeat.drawing.subjects import why_not_drawable
@@ -115,7 +116,7 @@ def draw_model(
             panels[name] = panel_of(feature_map, index, _cell_style(feature_map, style), cmap, norm)
     if not panels:
         raise PictureError(f"there is no layer to draw{_listed(left_out)}: choose other layers")
-    set_limits(norm, list(panels.values()))
+    set_limits(norm, values_of(list(panels.values())))
     layout = _layout(len(panels), as_rows)
     figure = pyplot.figure(figsize=(_WIDTH, layout.total))
     images = [
@@ -154,12 +155,14 @@ def _draw(panel: Panel, ax: Axes, layout: _Layout, style: Style) -> AxesImage | 
     if isinstance(panel, Cells) and panel.facts["arrangement"] != "strip":
         ax.set_aspect("equal", anchor="NW")
     ax.set_xticks([])
+    ax.set_yticks([])
     if isinstance(panel, Cells):
-        ax.set_yticks([])
         for spine in ax.spines.values():
             spine.set_visible(False)
     if style.frame:
         words = list(panel.words)
+        if not panel.mark(ax) and panel.listed:
+            words.append(panel.listed)
         if image is not None and panel.in_units and panel.ends:
             low, high = image.get_clim()
             words.append(f"{number(low or 0)} to {number(high or 0)}")
@@ -172,7 +175,7 @@ def _title(ax: Axes, name: str, words: str, layout: _Layout) -> None:
     small = textwrap.wrap(words, layout.letters(8))
     if len(small) > 2:
         small = [small[0], f"{small[1][: layout.letters(8) - 1]}\u2026"]
-    ax.set_title(_cut(name, layout.letters(10)), loc="left", fontsize=10, pad=27, parse_math=False)
+    ax.set_title(cut(name, layout.letters(10)), loc="left", fontsize=10, pad=27, parse_math=False)
     ax.annotate(
         "\n".join(small),
         (0, 1),
@@ -185,14 +188,10 @@ def _title(ax: Axes, name: str, words: str, layout: _Layout) -> None:
     )
 
 
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters // 2]}\u2026{text[-(letters - letters // 2 - 1) :]}"
-
-
 def _head(figure: Figure, features: Features, index: int, layout: _Layout) -> None:
     """Write above all cells of which model and picture they are."""
     picture = f", {features.pictures[index]}" if features.pictures else ""
-    text = _cut(f"{features.model}{picture}", 150)
+    text = cut(f"{features.model}{picture}", 150)
     place = (_MARGIN / _WIDTH, 1 - _MARGIN / layout.total)
     figure.text(*place, text, fontsize=14, va="top", parse_math=False)
 

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from onnxfeat.drawing.arrangements import Arrangement, arrange
 from onnxfeat.drawing.channel_facts import channel_facts
+from onnxfeat.drawing.channel_statistics import ChannelStatistics, statistics
 from onnxfeat.drawing.color_pictures import ColorPicture, components_of, overlay_of
 from onnxfeat.drawing.colormaps import INFINITE, NAN, STEPS, color_table, frame_table
 from onnxfeat.drawing.legends import legend_of, number, words_of
 from onnxfeat.drawing.lettering import columns_of, digit_width, numbers, text_width
 from onnxfeat.drawing.pages import Page, inked, stroke
+from onnxfeat.drawing.pictures import picture_of
 from onnxfeat.drawing.reductions import reduced
 from onnxfeat.drawing.scales import LEVELS
 from onnxfeat.drawing.sharing import ALONE, Shared
 from onnxfeat.drawing.styles import Style
+from onnxfeat.drawing.subjects import subject_of
 from onnxfeat.drawing.tilings import enlarged
 from onnxfeat.picture_files import Picture
 from onnxfeat.records import FeatureMap
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _NUMBER, _LEAST_NUMBERED = 10, 20  # pixels: size of a channel's number, and the least cell that bears one
 _LARGE = 512  # pixels: what a photograph is enlarged to
 _LEAST_SCALED = 96  # pixels: the least cell that bears its own scale
+_MOST_SLICES = 1024  # whose channel and slice are written one by one
 _LEAST_STROKE = 3  # pixels: the least cell that is struck through
 _MUTED = 0.72  # part of the ink that numbers take
 
@@ -97,9 +101,10 @@ def paint(
     style = style or Style()
     if style.reduce == "pca":
         return _colored(components_of(feature_map, index, style, shared), style)
+    counted = counted_of(feature_map, index, style, shared)
     feature_map, style, title, more = as_drawn(feature_map, style)
     found = arrange(feature_map, index, style=style, shared=shared, steps=STEPS if style.frame else LEVELS)
-    facts = {**found.facts, **more, **channel_facts(found)}
+    facts = {**found.facts, **more, **channel_facts(found, counted)}
     if feature_map.saturated is not None:
         facts["saturated"] = round(feature_map.saturated, 6)
     if not style.frame:
@@ -107,7 +112,7 @@ def paint(
     page = Page(
         title=title,
         subtitle=", ".join(words_of(feature_map.layer, found, style)),
-        legend=legend_of(found, style),
+        legend=legend_of(found, style, counted),
         density=style.density,
     )
     body = body_of(found, style)
@@ -123,6 +128,13 @@ def as_drawn(feature_map: FeatureMap, style: Style) -> tuple[FeatureMap, Style, 
     title = f"{feature_map.name}: {style.reduce} of {feature_map.channels:,} channels"
     facts = {"reduced_channels": feature_map.channels}
     return reduced(feature_map, style.reduce), replace(style, arrange="channel"), title, facts
+
+
+def counted_of(feature_map: FeatureMap, index: int, style: Style, shared: Shared) -> ChannelStatistics | None:
+    """Return what is known of a layer's own channels where these are reduced to one; None where they are drawn."""
+    if style.reduce is None:
+        return None
+    return shared.counted or statistics(picture_of(subject_of(feature_map).array, index))
 
 
 def paint_overlay(
@@ -257,7 +269,17 @@ def _labels(found: Arrangement, width: int, density: int) -> NDArray[np.uint8] |
     if found.scale.over == "channel" and width >= _LEAST_SCALED * density and found.facts["arrangement"] != "slices":
         scale = found.scale.of_channels(found.channels)
         ends = zip(found.channels.tolist(), scale.low[0], scale.high[0], strict=True)
-        texts = [f"{channel}   {number(low)} to {number(high)}" for channel, low, high in ends]
+        cells = found.facts["height"] * found.facts["width"]
+        empty = found.statistics.not_finite[0, found.channels] >= cells  # nothing has a value, and so no scale
+        texts = [
+            f"{channel}" if none else f"{channel}   {number(low)} to {number(high)}"
+            for (channel, low, high), none in zip(ends, empty, strict=True)
+        ]
+        if max(text_width(text, size) for text in texts) <= width:
+            return columns_of(texts, size, width)
+    if found.facts["arrangement"] == "slices" and len(found.channels) <= _MOST_SLICES:
+        slices = np.tile(found.facts["slices"], len(found.channels) // len(found.facts["slices"]))
+        texts = [f"{channel} / {slice_}" for channel, slice_ in zip(found.channels.tolist(), slices, strict=True)]
         if max(text_width(text, size) for text in texts) <= width:
             return columns_of(texts, size, width)
     if len(str(int(found.channels.max()))) * digit_width(size) > width:

@@ -5,7 +5,6 @@ All that can be refused is refused when a panel is made, before there is a figur
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.drawing.arrangements import Arrangement, arrange, remarks
+from onnxfeat.drawing.cell_marks import CellMarks, cell_marks
 from onnxfeat.drawing.colormaps import INFINITE, INFINITE_COLOR, NAN, NAN_COLOR
 from onnxfeat.drawing.legends import ends_of, legend_of, number, order_words, scale_note, words_of
+from onnxfeat.drawing.norms import norm_name, norm_of_scale
 from onnxfeat.drawing.painting import as_drawn, paint
 from onnxfeat.drawing.pictures import picture_of, tile
-from onnxfeat.drawing.scales import LEVELS, Scale
 from onnxfeat.drawing.styles import Style
 from onnxfeat.drawing.subjects import subject_of
 from onnxfeat.drawing.tilings import enlarged, tiling_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MAX_LINES = 16  # more lines than that can't be told apart
 _LINE_DISTANCE = 4.0  # standard deviations between the zeros of two lines
 _LARGE = 1e38  # the difference of two values of float32 below that is one, too
+_MOST_LISTED = 24  # channels that a title names
 _COLOR_WORDS = {NAN: " in magenta", INFINITE: " in cyan"}
 
 
@@ -43,8 +44,9 @@ class Panel(ABC):
     """One layer, ready to be drawn.
 
     Attributes:
-        title: The layer's name, and how its channels lie where that can't be seen.
-        name: What it is called where the words stand elsewhere.
+        name: The layer's name, and what was made of its channels.
+        details: What can't be seen: how its channels lie, which they are, what of them is odd.
+        listed: The channels in their order, `channels 17, 30, 5`; empty where that is the order of the layer.
         words: What is shown of the layer, for where there is room.
         note: What the colors stand for; empty where they stand for nothing.
         ends: What both ends and the middle of the colors stand for; empty where that is not the same for all of them.
@@ -53,8 +55,9 @@ class Panel(ABC):
         shape: Rows and columns of the picture.
     """
 
-    title: str
     name: str
+    details: tuple[str, ...]
+    listed: str
     words: tuple[str, ...]
     note: str
     ends: tuple[str, ...]
@@ -64,7 +67,11 @@ class Panel(ABC):
 
     @abstractmethod
     def draw(self, ax: Axes) -> AxesImage | None:
-        """Draw it in axes, without a title; return the image that a colorbar is for, or None where there is none."""
+        """Draw it in axes, without text; return the image that a colorbar is for, or None where there is none."""
+
+    @abstractmethod
+    def mark(self, ax: Axes) -> bool:
+        """Mark its channels in axes where it was drawn; return whether each has its number now."""
 
     @property
     def in_units(self) -> bool:
@@ -83,6 +90,7 @@ class Cells(Panel):
         units: Whether they are in the map's own units.
         marks: Colors of what is NaN or infinite, `uint8` (rows, columns, 4), transparent elsewhere; None where all is
             finite.
+        places: Where the channels lie; None where these are no channels.
     """
 
     values: NDArray[Any]
@@ -90,6 +98,7 @@ class Cells(Panel):
     cmap: Colormap
     units: bool
     marks: NDArray[np.uint8] | None
+    places: CellMarks | None
 
     @property
     def in_units(self) -> bool:
@@ -101,7 +110,7 @@ class Cells(Panel):
         settings: dict[str, Any] = {
             "aspect": "equal" if self.facts["arrangement"] == "channel" else "auto",
             "interpolation": _interpolation(ax, self.shape),
-            "extent": self._extent(),
+            "extent": None if self.places is None else self.places.extent,
             "origin": "upper",
         }
         image = ax.imshow(self.values, cmap=self.cmap, norm=self.norm, **settings)
@@ -109,13 +118,9 @@ class Cells(Panel):
             ax.imshow(self.marks, **settings)
         return None if self.norm is None else image
 
-    def _extent(self) -> tuple[float, float, float, float] | None:
-        """Return the sides of a strip, so that its axes count cells and channels; None where pixels are counted."""
-        if self.facts["arrangement"] != "strip":
-            return None
-        rows, columns = self.shape
-        cells = columns * self.facts.get("cells_per_pixel", 1) / self.facts["column_width"]
-        return -0.5, cells - 0.5, rows / self.facts["row_height"] - 0.5, -0.5
+    def mark(self, ax: Axes) -> bool:
+        """Draw lines between channels, strokes through those without contrast, and their numbers where these fit."""
+        return self.places is not None and self.places.draw(ax)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -137,9 +142,13 @@ class Lines(Panel):
         count = len(self.lines)
         for place, (line, color) in enumerate(zip(self.lines, self.cmap(np.linspace(0, 0.85, count)), strict=True)):
             ax.plot(line - _LINE_DISTANCE * place, color=color, linewidth=1)
-        ax.set_yticks(-_LINE_DISTANCE * np.arange(count), [str(channel) for channel in self.channels])
         ax.margins(x=0)
         return None
+
+    def mark(self, ax: Axes) -> bool:
+        """Write the number of each channel beside its line."""
+        ax.set_yticks(-_LINE_DISTANCE * np.arange(len(self.lines)), [str(channel) for channel in self.channels])
+        return True
 
 
 def panel_of(
@@ -165,11 +174,10 @@ def panel_of(
         >>> from onnxfeat.records import Layer
         >>> layer = Layer(name="conv2d", kind="conv", op_type="Conv", value="y", raw_value="y")
         >>> maps = FeatureMap(layer=layer, array=np.zeros((1, 2, 3, 4), np.float32))
-        >>> panel_of(maps, 0, Style()).title
-        'conv2d (2 constant, 2 of them 0 everywhere)'
+        >>> panel_of(maps, 0, Style()).details
+        ('2 constant, 2 of them 0 everywhere',)
     """
     colors = _colormap(style.colors if cmap is None else cmap)
-    _refuse_unless_norm(norm)
     style = replace(style, frame=False)
     if style.reduce == "pca":
         if cmap is not None or norm is not None:
@@ -196,11 +204,12 @@ def _cells(
     note = scale_note(style)
     ends: tuple[str, ...] = ends_of(found.scale.of_channels(found.channels[:1]), alone=alone)
     if norm is not None:
-        note, ends = f"the values by {type(norm).__name__}", ()
+        note, ends = f"the values by {norm_name(norm)}", ()
     values: NDArray[Any] = _raw_values(feature_map, index, found, style) if units else _levels(found)
     return Cells(
-        title=_title(name, found, style, as_lines=False),
         name=name,
+        details=_details(found, style, as_lines=False),
+        listed=_listed(found),
         words=(*words_of(feature_map.layer, found, style), *_counts(found, style)),
         note=note,
         ends=ends,
@@ -208,30 +217,12 @@ def _cells(
         drawn=found.columns if found.facts["arrangement"] == "belt" else len(found.channels),
         shape=(values.shape[0], values.shape[1]),
         values=values,
-        norm=_norm_of(found.scale.of_channels(found.channels[:1]), units) if norm is None else norm,
+        norm=norm_of_scale(found.scale.of_channels(found.channels[:1]), units=units) if norm is None else norm,
         cmap=cmap,
         units=units,
         marks=_marks(found),
+        places=cell_marks(found),
     )
-
-
-def _norm_of(scale: Scale, units: bool) -> Normalize:
-    """Return what maps to colors: of values in their own units by their one scale, of levels from end to end."""
-    from matplotlib.colors import FuncNorm, Normalize
-
-    if not units:
-        return Normalize(0, LEVELS - 1)
-    low, middle, high = (float(end) for end in (scale.low[0, 0], scale.middle[0, 0], scale.high[0, 0]))
-    if scale.reach[0, 0] == 0:  # no contrast: in the middle, as everywhere
-        aside = max(1.0, abs(middle))
-        return Normalize(middle - aside, middle + aside)
-    if scale.method != "log":
-        return Normalize(low, high)
-    # Exact at the ends of each level; below the lower end as above it, since a colorbar looks beyond its ends.
-    parts = np.linspace(0, 2, 2 * LEVELS + 1)
-    curve = scale.values_at(parts)[0, 0]
-    parts, curve = np.append(-parts[:0:-1], parts), np.append(2 * low - curve[:0:-1], curve)
-    return FuncNorm((lambda x: np.interp(x, curve, parts), lambda part: np.interp(part, parts, curve)), low, high)
 
 
 def _raw_values(feature_map: FeatureMap, index: int, found: Arrangement, style: Style) -> NDArray[Any]:
@@ -299,8 +290,9 @@ def _components(feature_map: FeatureMap, index: int, style: Style, cmap: Colorma
     name = f"{feature_map.name}: principal components of {feature_map.channels:,} channels"
     words = (f"{shares} of the variance", *remarks(drawing.facts))
     return Cells(
-        title=f"{name} ({', '.join(words)})",
         name=name,
+        details=words,
+        listed="",
         words=words,
         note="red, green, blue: the first three components",
         ends=(),
@@ -312,6 +304,7 @@ def _components(feature_map: FeatureMap, index: int, style: Style, cmap: Colorma
         cmap=cmap,
         units=False,
         marks=None,
+        places=None,
     )
 
 
@@ -328,8 +321,9 @@ def _lines(feature_map: FeatureMap, index: int, found: Arrangement, style: Style
     deviation = statistics.deviation[0, at]
     reach = np.where(statistics.constant[0, at] | (deviation == 0), np.inf, deviation)
     return Lines(
-        title=_title(name, found, style, as_lines=True),
         name=name,
+        details=_details(found, style, as_lines=True),
+        listed=_listed(found),
         words=(*words_of(feature_map.layer, found, style), *_counts(found, style, colored=False)),
         note="",
         ends=(),
@@ -342,8 +336,8 @@ def _lines(feature_map: FeatureMap, index: int, found: Arrangement, style: Style
     )
 
 
-def _title(name: str, found: Arrangement, style: Style, *, as_lines: bool) -> str:
-    """Return the layer's name, and what can't be seen: how its channels lie, which they are, what of them is odd."""
+def _details(found: Arrangement, style: Style, *, as_lines: bool) -> tuple[str, ...]:
+    """Return in words what can't be seen: how the channels lie, which they are, what of them is odd."""
     facts = found.facts
     count = f"{facts['channels']} channel{'' if facts['channels'] == 1 else 's'}"
     words = [*order_words(found.order, style), *remarks(facts), *_counts(found, style, colored=not as_lines)]
@@ -353,7 +347,16 @@ def _title(name: str, found: Arrangement, style: Style, *, as_lines: bool) -> st
         words.insert(0, f"{count}, one a row")
     elif facts["arrangement"] != "belt" and len(set(found.channels.tolist())) > 1:
         words.insert(0, f"{count} in rows of {facts['columns']}")
-    return f"{name} ({', '.join(words)})" if words else name
+    return tuple(words)
+
+
+def _listed(found: Arrangement) -> str:
+    """Return which channels are drawn, the first of them, if these are not the first ones of the layer in order."""
+    channels = list(dict.fromkeys(found.channels.tolist()))  # slices of a volume repeat theirs
+    if len(channels) == 1 or channels == list(range(len(channels))):
+        return ""
+    more = f" and {len(channels) - _MOST_LISTED:,} more" if len(channels) > _MOST_LISTED else ""
+    return f"channels {', '.join(str(channel) for channel in channels[:_MOST_LISTED])}{more}"
 
 
 def _counts(found: Arrangement, style: Style, *, colored: bool = True) -> list[str]:
@@ -381,39 +384,16 @@ def _colormap(cmap: str | Colormap) -> Colormap:
     return matplotlib.colormaps[cmap]
 
 
-def _refuse_unless_norm(norm: Any) -> None:
-    from matplotlib.colors import Normalize
-
-    if norm is not None and not isinstance(norm, Normalize):
-        raise PictureError(
-            f"norm {norm!r} is nothing that maps values to colors: pass one of matplotlib.colors, such as LogNorm()"
-        )
+def values_of(panels: Sequence[Panel]) -> list[NDArray[Any]]:
+    """Return what the images of panels hold; those of lines have none."""
+    return [panel.values for panel in panels if isinstance(panel, Cells)]
 
 
-def set_limits(norm: Normalize | None, panels: Sequence[Panel]) -> None:
-    """Give a norm without limits those of the values of all panels; left to itself it takes those of the first.
+def cut(text: str, letters: int) -> str:
+    """Return a text of that many letters at most, without its middle.
 
-    Raises:
-        PictureError: None of the values can be a limit.
+    Example:
+        >>> cut("features.0.conv", 7)
+        'fea\u2026onv'
     """
-    images = [panel for panel in panels if isinstance(panel, Cells)]
-    if norm is None or norm.scaled() or not images:
-        return
-    found = [limits for panel in images if (limits := _limits(norm, panel.values)) is not None]
-    if not found:
-        name = type(norm).__name__
-        raise PictureError(f"{name} finds no limits among the values: pass it vmin and vmax, or choose another norm")
-    norm.vmin, norm.vmax = min(low for low, _ in found), max(high for _, high in found)
-
-
-def _limits(norm: Normalize, values: NDArray[Any]) -> tuple[float, float] | None:
-    """Return the limits that a norm finds for some values, or None where they give none."""
-    alone = copy.deepcopy(norm)
-    alone.autoscale_None(values)
-    if np.ma.count(values) == 0 or alone.vmin is None or alone.vmax is None:
-        return None
-    try:
-        alone.inverse(np.ones(1))
-    except ValueError:  # as LogNorm's, where no value is positive
-        return None
-    return alone.vmin, alone.vmax
+    return text if len(text) <= letters else f"{text[: letters // 2]}\u2026{text[-(letters - letters // 2 - 1) :]}"

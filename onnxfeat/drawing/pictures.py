@@ -114,10 +114,11 @@ def grid_columns(channels: int, height: int, width: int, aspect: float = 1.5) ->
     """Return how many columns make a grid of about `aspect` times as wide as high.
 
     Example:
-        >>> grid_columns(2048, 7, 7)
-        55
+        >>> grid_columns(2048, 7, 7), grid_columns(16, 7, 7)
+        (54, 4)
     """
-    return min(channels, max(1, round(math.sqrt(channels * height / width * aspect))))
+    about = min(channels, max(1, round(math.sqrt(channels * height / width * aspect))))
+    return math.ceil(channels / math.ceil(channels / about))  # as many rows, the last as full as can be
 
 
 def picture_of(maps: Maps, index: int) -> NDArray[Any]:

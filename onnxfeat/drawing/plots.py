@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+import textwrap
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from onnxfeat.drawing.model_plots import draw_model
-from onnxfeat.drawing.panels import Panel, panel_of, range_words, set_limits
+from onnxfeat.drawing.norms import norm_of, set_limits
+from onnxfeat.drawing.panels import Panel, cut, panel_of, range_words, values_of
 from onnxfeat.drawing.styles import Style, StyleChoices, styled
 from onnxfeat.errors import PictureError, quote
 from onnxfeat.records import FeatureMap, Features
@@ -26,7 +29,10 @@ _LEAST_STRIP_HEIGHT = 5.0  # inches
 _CHANNEL_SIDE, _LEAST_CHANNEL_WIDTH = 8.0, 5.0  # inches: longer side of a figure of one channel; its title needs 5
 _LEAST_BARRED = 2.0  # inches: a lower figure has no room for a colorbar
 _BAR = 0.2  # inches: width of a colorbar
-_TITLE_LETTER, _NOTE_LETTER = 0.11, 0.075  # inches: widths of letters at 12 points and at the 8.3 of `x-small`
+_NOTE_LETTER = 0.075  # inches: width of a letter at the 8.3 points of `x-small`
+_TITLE_LINE = 0.2  # inches: a line of a title of 12 points, and a part of what is below it
+_FEWEST_LETTERS = 8  # that a name is cut to
+_MOST_LINES = 3  # of a title that is too wide for one: as many as the margin above usual subplots holds
 
 
 @overload
@@ -36,7 +42,7 @@ def plot(
     index: int = 0,
     ax: Axes | None = None,
     cmap: str | Colormap | None = None,
-    norm: Normalize | None = None,
+    norm: str | Normalize | None = None,
     channel: int | None = None,
     style: Style | None = None,
     **choices: Unpack[StyleChoices],
@@ -49,7 +55,7 @@ def plot(
     *,
     index: int = 0,
     cmap: str | Colormap | None = None,
-    norm: Normalize | None = None,
+    norm: str | Normalize | None = None,
     channel: int | None = None,
     style: Style | None = None,
     **choices: Unpack[StyleChoices],
@@ -62,7 +68,7 @@ def plot(
     index: int = 0,
     ax: Axes | None = None,
     cmap: str | Colormap | None = None,
-    norm: Normalize | None = None,
+    norm: str | Normalize | None = None,
     channel: int | None = None,
     style: Style | None = None,
     **choices: Unpack[StyleChoices],
@@ -80,7 +86,12 @@ def plot(
     the colormap. Where there is one scale for all that is drawn (`scale_over` is not `channel`, a single channel, a
     reduction, a `norm`), it holds the values themselves, so that `figure.colorbar(ax.images[0])` shows them in the
     map's own units. New figures have a colorbar then, or a line of text. Over the image, NaN is drawn in magenta and
-    infinite values in cyan. No pixel is blurred; where several share a dot of the figure, they are averaged.
+    infinite values in cyan. No pixel is blurred; where several share a dot of the figure, they are averaged. With the
+    style's `frame`, constant channels are struck through, white lines part those of a belt, and each bears its number
+    where that fits: artists of their own. Where numbers don't fit, the title lists channels that are not in the
+    layer's order.
+
+    In notebooks with inline figures, what shows the figure takes it from pyplot, which would show it once more.
 
     Args:
         what: Maps of a layer, or of a whole model.
@@ -88,8 +99,8 @@ def plot(
         ax: Axes to draw a layer in; None makes a figure with pyplot, to be shown with `pyplot.show()` and closed by the
             caller.
         cmap: A matplotlib colormap or the name of one; None is that of the style.
-        norm: A matplotlib norm for the values in the map's own units, such as `LogNorm()`. As in `imshow`, limits that
-            it does not have become those of the values.
+        norm: A matplotlib norm for the values in the map's own units, such as `LogNorm()`, or as in `imshow` the name
+            of a scale: `log`. Limits that it does not have become those of the values.
         channel: Index of the channel to draw alone.
         style: How to draw, see `Style`.
         choices: Single fields of the style.
@@ -98,8 +109,8 @@ def plot(
         The figure that holds all of it, that of `ax` if there is one.
 
     Raises:
-        PictureError: The map is empty or has more than three spatial axes, `index` is outside the batch, a colormap or
-            choice is unknown or contradicts another, or `ax` was removed from its figure.
+        PictureError: The map is empty or has more than three spatial axes, `index` is outside the batch, a colormap,
+            norm or choice is unknown or contradicts another, or `ax` is no axes or was removed from its figure.
 
     Example:
         >>> from onnxfeat import FeatureExtractor
@@ -114,23 +125,38 @@ def plot(
         >>> import matplotlib.pyplot
         >>> matplotlib.pyplot.close("all")
     """
-    style = _style_of(style, choices, channel=channel, cmap=cmap, norm=norm)
+    style, norm = _style_of(style, choices, channel=channel, cmap=cmap, norm=norm), norm_of(norm)
     if isinstance(what, Features):
         if ax is not None:
             raise PictureError("a whole model has a figure of its own: leave ax out, or pass one layer with it")
-        return draw_model(what, index, style, cmap, norm)
+        return _shown_once(draw_model(what, index, style, cmap, norm))
     if not isinstance(what, FeatureMap):
         raise PictureError(
             f"{type(what).__name__} is no feature map: pass one of a layer, as features['conv2d'], or all features"
         )
+    figure = None if ax is None else _figure_with(ax)
     panel = panel_of(what, index, style, cmap, norm)
-    figure = None if ax is None else ax.get_figure(root=True)
-    if ax is not None and figure is None:
-        raise PictureError("the axes belong to no figure any more: pass axes that were not removed")
-    set_limits(norm, [panel])
+    set_limits(norm, values_of([panel]))
     if ax is None or figure is None:
-        return _figure_of(panel, style)
+        return _shown_once(_figure_of(panel, style))
     _draw(panel, ax, style)
+    if style.frame:
+        _label(panel, ax, ax.bbox.width, _MOST_LINES)
+    return _shown_once(figure)
+
+
+def _figure_with(ax: Any) -> Figure:
+    """Return the figure that holds axes."""
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise PictureError(
+            f"ax is of type {type(ax).__name__}, one axes is wanted: of what `pyplot.subplots(1, 3)` gives, pass "
+            f"`axes[0]`, `axes[1]` and `axes[2]` one by one"
+        )
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise PictureError("the axes belong to no figure any more: pass axes that were not removed")
     return figure
 
 
@@ -140,7 +166,7 @@ def _style_of(
     *,
     channel: int | None,
     cmap: str | Colormap | None,
-    norm: Normalize | None,
+    norm: str | Normalize | None,
 ) -> Style:
     """Return the style with all choices; refuse those that contradict each other."""
     changed = styled(style, choices)
@@ -171,29 +197,79 @@ def _figure_of(panel: Panel, style: Style) -> Figure:
     image = _draw(panel, ax, style)
     if not style.frame:
         return figure
-    box = ax.get_position()
-    width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
-    note = range_words(panel, image)
     if image is not None and panel.in_units and figure.get_figheight() >= _LEAST_BARRED:
+        box = ax.get_position()
+        width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
         figure.colorbar(image, ax=ax, fraction=_BAR / width, pad=_BAR / width, aspect=height / _BAR)
         note = panel.note
+    else:
+        note = range_words(panel, image)
+    _label_alone(panel, ax, note)
+    return figure
+
+
+def _label_alone(panel: Panel, ax: Axes, note: str) -> None:
+    """Mark the channels of axes that are the only ones of their figure, and write title and note around them."""
+    box, page = ax.get_position(), ax.figure.bbox
+    middle = (box.x0 + box.x1) / 2
+    lines = int((1 - box.y1) * page.height / (_TITLE_LINE * ax.figure.dpi))
+    _label(panel, ax, 2 * min(middle, 1 - middle) * page.width, min(_MOST_LINES, max(1, lines)))
     settings: Any = {"fontsize": "x-small", "loc": "right", "parse_math": False}
-    if len(panel.title) * _TITLE_LETTER / 2 + len(note) * _NOTE_LETTER < width / 2:
+    if ax.title.get_window_extent().width / 2 + len(note) * _NOTE_LETTER * ax.figure.dpi < ax.bbox.width / 2:
         ax.set_title(note, **settings)
     else:
         ax.set_xlabel(note, **settings)
-    return figure
 
 
 def _draw(panel: Panel, ax: Axes, style: Style) -> AxesImage | None:
     """Draw a layer in axes; return the image that a colorbar is for."""
     ax.grid(False)
     image = panel.draw(ax)
-    if style.frame:
-        ax.set_title(panel.title, parse_math=False)  # a layer's name may hold a dollar sign
-    else:
+    if not style.frame:
         ax.set_axis_off()
     return image
+
+
+def _label(panel: Panel, ax: Axes, width: float, most_lines: int) -> None:
+    """Mark the channels in axes, and write the title: in one line of that many pixels, or in smaller ones."""
+    details = ", ".join(panel.details if panel.mark(ax) or not panel.listed else (*panel.details, panel.listed))
+    whole = f"{panel.name} ({details})" if details else panel.name
+    title = ax.set_title(whole, parse_math=False)  # a layer's name may hold a dollar sign
+    if title.get_window_extent().width <= width:
+        return
+    if most_lines > 1:
+        title.set_fontsize("medium")
+    letters = int(len(whole) * width / title.get_window_extent().width)
+    for fewer in range(letters, _FEWEST_LETTERS - 1, -1):  # wide letters may have come together
+        title.set_text(cut(whole, fewer) if most_lines == 1 else _wrapped(panel.name, details, fewer, most_lines))
+        if title.get_window_extent().width <= width:
+            return
+
+
+def _wrapped(name: str, details: str, letters: int, most_lines: int) -> str:
+    """Return a name and what is said of it in lines of so many letters; what takes more lines is cut off."""
+    lines = [cut(name, letters), *textwrap.wrap(details, letters)]
+    if len(lines) > most_lines:
+        lines = [*lines[: most_lines - 1], f"{lines[most_lines - 1][: letters - 1]}\u2026"]
+    return "\n".join(lines)
+
+
+def _shown_once(figure: Figure) -> Figure:
+    """Keep inline notebooks from showing a figure twice: as the value of a cell, and as an open figure of pyplot."""
+    from matplotlib import get_backend
+
+    if "inline" in (get_backend(auto_select=False) or ""):
+        # IPython asks for this before it makes the pictures that its settings want, whoever wants it shown.
+        vars(figure)["_repr_mimebundle_"] = partial(_leave_pyplot, figure)
+    return figure
+
+
+def _leave_pyplot(figure: Figure, **_: Any) -> dict[str, Any]:
+    """Take a figure from pyplot, and add nothing to what IPython shows of it."""
+    from matplotlib import pyplot
+
+    pyplot.close(figure)
+    return {}
 
 
 def _size(panel: Panel) -> tuple[float, float]:

@@ -22,6 +22,8 @@ _LEAST_CELLS = 256  # at a time: each product touches a whole matrix of C x C
 _LARGEST = float(np.finfo(np.float32).max)
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
+_PANEL = 256  # rows: BLAS is as fast as with all
+
 _COMPONENTS = 3  # red, green and blue
 _FEW = 256  # channels: up to here LAPACK finds all eigenvectors in some milliseconds; of 2,048 in 0.7 s
 _DIRECTIONS = 32  # that are searched for the three: on ResNet50 they are found in 5 steps, and in 7 with 16
@@ -42,6 +44,7 @@ class PcaBasis:
         explained: Share of the whole variance along each component, shape (3,).
         low: Value along each component that is drawn darkest, shape (3,): two standard deviations below the mean.
         high: Value that is drawn brightest, two above it.
+        cells: How many cells it was found from: those of all pictures that are finite in every channel.
     """
 
     mean: NDArray[np.float64]
@@ -49,12 +52,15 @@ class PcaBasis:
     explained: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    cells: int
 
 
 class BatchPca:
-    """One basis for a layer in all pictures, found while they pass: mean and covariance are all that is kept of them.
+    """One basis for a layer in all pictures, found while they pass.
 
-    That is 8 bytes for C x C, 33 MB for 2,048 channels.
+    While there are no more cells than channels, the cells themselves are kept, as they came. Of more, only the mean and
+    the scatter of the channels (the sum of the squares and products of what is off the mean) are: 8 bytes for C x C, 33
+    MB for 2,048 channels.
 
     Example:
         >>> tracker = BatchPca()
@@ -66,11 +72,12 @@ class BatchPca:
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        # What is near the mean of all: sums of squares around it keep their digits.
-        self._origin: NDArray[np.float64] | None = None
-        self._sum = np.zeros(0)
-        self._squares = np.zeros((0, 0))
+        self._channels = 0
+        self._kept: list[NDArray[Any]] = []  # cells that are not in the scatter yet, each (C, cells)
+        self._waiting = 0  # how many they are
+        self._scatter: NDArray[np.float64] | None = None
+        self._mean = np.zeros(0)  # of the cells in the scatter
+        self._count = 0  # of the cells in the scatter
 
     def add(self, maps: Maps) -> None:
         """Take the maps (N, C, *spatial) of more pictures into account.
@@ -81,24 +88,37 @@ class BatchPca:
             PictureError: There are no maps, or they have another number of channels than those before.
         """
         array = array_of(maps)
-        for picture in array:
-            for _, values in _cells_of(picture):
-                self._add(values[:, np.isfinite(values).all(axis=0)].astype(np.float64))
-
-    def _add(self, values: NDArray[np.float64]) -> None:
-        """Take cells into account, shape (C, cells)."""
-        if self._origin is None:
-            self._origin = values.mean(axis=1) if values.size else np.zeros(len(values))
-            self._sum, self._squares = np.zeros(len(values)), np.zeros((len(values), len(values)))
-        if len(values) != len(self._origin):
+        self._channels = self._channels or array.shape[1]
+        if array.shape[1] != self._channels:
             raise PictureError(
-                f"maps of {len(values)} channels can't share a basis with maps of {len(self._origin)}: pass maps of "
+                f"maps of {array.shape[1]} channels can't share a basis with maps of {self._channels}: pass maps of "
                 f"one layer"
             )
-        values -= self._origin[:, None]
-        self._count += values.shape[1]
-        self._sum += values.sum(axis=1)
-        self._squares += values @ values.T
+        for picture in array:
+            for _, values in _cells_of(picture):
+                self._kept.append(values[:, np.isfinite(values).all(axis=0)])
+                self._waiting += self._kept[-1].shape[1]
+                if self._waiting > (self._channels if self._scatter is None else _LEAST_CELLS):
+                    self._fold()
+
+    def _fold(self) -> None:
+        """Put the cells that are kept into the scatter.
+
+        By T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+        variances", 1979: each part is squared around its own mean, so that far from 0 no digits are lost.
+        """
+        if self._scatter is None:
+            self._scatter, self._mean = np.zeros((self._channels, self._channels)), np.zeros(self._channels)
+        values = np.concatenate([*self._kept, np.zeros((self._channels, 1))], axis=1, dtype=np.float64)
+        self._kept = []  # before the products need their memory
+        shift = _center(values[:, :-1]) - self._mean
+        count = self._count + self._waiting
+        # The last column stands for the distance between the means.
+        values[:, -1] = shift * math.sqrt(self._count * self._waiting / count)
+        for rows in _panels(self._channels):  # what is right of the panels is the same as what is below them
+            self._scatter[rows, : rows.stop] += values[rows] @ values[: rows.stop].T
+        self._mean += shift * (self._waiting / count)
+        self._waiting, self._count = 0, count
 
     def basis(self) -> PcaBasis:
         """Return the basis of all that was added.
@@ -106,24 +126,30 @@ class BatchPca:
         Raises:
             PictureError: Nothing was added.
         """
-        if self._origin is None:
+        if not self._channels:
             raise PictureError("there is no map to find the principal components of: pass one or more")
-        count = max(self._count, 1)
-        offset = self._sum / count
-        covariance = self._squares / count - np.outer(offset, offset)
-        mean = self._origin + offset
-        variances, components = _leading(covariance)
-        whole = float(np.trace(covariance))
-        # The values themselves are no finer than float32; what varies less is rounding.
-        missing = variances <= _RESOLUTION**2 * (whole + mean @ mean)
-        variances[missing], components[missing] = 0, 0
-        return PcaBasis(
-            mean=mean,
-            components=components,
-            explained=variances / whole if whole > 0 else np.zeros(_COMPONENTS),
-            low=-DEVIATIONS * np.sqrt(variances),
-            high=DEVIATIONS * np.sqrt(variances),
-        )
+        if self._scatter is None:
+            return self._basis_of_cells()
+        if self._waiting:
+            self._fold()
+        for rows in _panels(self._channels):
+            self._scatter[: rows.start, rows] = self._scatter[rows, : rows.start].T
+        values, vectors = _leading(self._scatter)
+        return _basis(self._mean.copy(), float(np.trace(self._scatter)), values, vectors, self._count)
+
+    def _basis_of_cells(self) -> PcaBasis:
+        """Find the components from the cells x cells products of the cells that are kept, not of the channels.
+
+        Both have the same eigenvalues (L. Sirovich, M. Kirby, "Low-dimensional procedure for the characterization of
+        human faces", 1987): an eigenvector says of how much of each cell a component is made.
+        """
+        cells = np.concatenate(self._kept, axis=1, dtype=np.float64)
+        mean = _center(cells)
+        products = cells.T @ cells
+        values, parts = _leading(products)
+        # Unit vectors, at right angles also where one of them is a millionth of another.
+        vectors = np.linalg.qr(cells @ parts)[0]
+        return _basis(mean, float(np.trace(products)), values, vectors, cells.shape[1])
 
 
 def pca_basis(maps: Iterable[Maps]) -> PcaBasis:
@@ -158,8 +184,8 @@ def reduced(feature_map: FeatureMap, method: Reduction, *, basis: PcaBasis | Non
     - `l2`: length of the vector of channels, the root of the sum of their squares; no more than the largest float32.
     - `pca`: the first three principal components, in the units of the map.
 
-    Where a channel is NaN, so is the result. Infinite values go into `mean`, `max` and `l2` as such, and give NaN with
-    `pca`.
+    Where one channel is NaN, so is the result: the cell is drawn in the color of NaN. Infinite values go into `mean`,
+    `max` and `l2` as such, and give NaN with `pca`.
 
     Args:
         feature_map: Maps of the layer, (N, C, *spatial).
@@ -276,17 +302,57 @@ def _cells_of(picture: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
         yield cells, rows[:, cells]
 
 
-def _leading(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the three greatest eigenvalues, and their eigenvectors one a row; 0 where there are fewer channels."""
-    values, vectors = _all_pairs(covariance) if len(covariance) <= _FEW else _greatest_pairs(covariance)
-    variances, components = np.zeros(_COMPONENTS), np.zeros((_COMPONENTS, len(covariance)))
-    found = min(_COMPONENTS, len(values))
-    variances[:found] = np.maximum(values[:found], 0)
-    components[:found] = vectors[:, :found].T
+def _center(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Subtract from each channel its mean over the cells, shape (C, cells), in place; return the means, 0 of none."""
+    mean: NDArray[np.float64] = cells.sum(axis=1) / max(cells.shape[1], 1)
+    cells -= mean[:, None]
+    return mean
+
+
+def _panels(channels: int) -> Iterator[slice]:
+    """Yield rows of a matrix of C x C, some at a time: their products need no second matrix of that size."""
+    for start in range(0, channels, _PANEL):
+        yield slice(start, min(start + _PANEL, channels))
+
+
+def _basis(
+    mean: NDArray[np.float64], whole: float, squares: NDArray[np.float64], vectors: NDArray[np.float64], count: int
+) -> PcaBasis:
+    """Return the basis of some directions, at most three, one a column of (C, directions).
+
+    Args:
+        mean: Mean of each channel.
+        whole: Sum of the squares of what is off the mean, over all channels and cells.
+        squares: Sum along each direction, the greatest first.
+        vectors: The directions.
+        count: Number of cells.
+    """
+    variances, components = np.zeros(_COMPONENTS), np.zeros((_COMPONENTS, len(mean)))
+    variances[: len(squares)] = np.maximum(squares, 0) / max(count, 1)
+    components[: len(squares)] = vectors.T
+    whole /= max(count, 1)
+    # The values themselves are no finer than float32; what varies less is rounding.
+    missing = variances <= _RESOLUTION**2 * (whole + mean @ mean)
+    variances[missing], components[missing] = 0, 0
     for component in components:
-        if component[np.abs(component).argmax()] < 0:
+        sizes = np.abs(component)
+        # Sizes that differ by rounding are the same: the order of the pictures has no say.
+        if component[(sizes >= (1 - _RESOLUTION) * sizes.max()).argmax()] < 0:
             component *= -1
-    return variances, components
+    return PcaBasis(
+        mean=mean,
+        components=components,
+        explained=variances / whole if whole > 0 else np.zeros(_COMPONENTS),
+        low=-DEVIATIONS * np.sqrt(variances),
+        high=DEVIATIONS * np.sqrt(variances),
+        cells=count,
+    )
+
+
+def _leading(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the three greatest eigenvalues, and their eigenvectors one a column; fewer of a smaller matrix."""
+    values, vectors = _all_pairs(symmetric) if len(symmetric) <= _FEW else _greatest_pairs(symmetric)
+    return values[:_COMPONENTS], vectors[:, :_COMPONENTS]
 
 
 def _all_pairs(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -295,20 +361,20 @@ def _all_pairs(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     return values[::-1], vectors[:, ::-1]
 
 
-def _greatest_pairs(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _greatest_pairs(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the greatest eigenvalues and their eigenvectors by iteration on a subspace.
 
     N. Halko, P. G. Martinsson, J. A. Tropp, "Finding structure with randomness", SIAM Review 53(2), 2011. It ends when
     the residuals of the three vanish; where they do not, as between equal eigenvalues, LAPACK finds all.
     """
-    directions = np.random.default_rng(0).normal(size=(len(covariance), _DIRECTIONS))
+    directions = np.random.default_rng(0).normal(size=(len(symmetric), _DIRECTIONS))
     for _ in range(_MOST_STEPS):
         directions = np.linalg.qr(directions)[0]
-        images = covariance @ directions
+        images = symmetric @ directions
         values, turn = _all_pairs(directions.T @ images)
         vectors = (directions @ turn)[:, :_COMPONENTS]
         residuals = images @ turn[:, :_COMPONENTS] - vectors * values[:_COMPONENTS]
         if np.linalg.norm(residuals, axis=0).max() <= _PRECISION * values[0]:
             return values[:_COMPONENTS], vectors
         directions = images
-    return _all_pairs(covariance)
+    return _all_pairs(symmetric)

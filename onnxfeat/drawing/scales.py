@@ -107,7 +107,8 @@ def normalize(
       with Python", section 5.4.1.
     - `minmax`: from the least value to the greatest.
     - `percentile`: from one percentile to another, what is outside clipped; where these are equal, though the values
-      are not, from the least value to the greatest. Over a batch they are right to 0.8 % of their value.
+      are not, from the least value to the greatest. Over a batch they
+      are those of `histograms.Histogram`.
     - `symmetric`: from minus the greatest absolute value to plus it: 0 is level 128.
     - `log`: least to greatest value by the mu-law of ITU-T G.711, `log(1 + 255 r) / log(256)` of the part r of the way.
 

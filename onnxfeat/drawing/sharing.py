@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnxfeat.drawing.channel_statistics import BatchStatistics, ChannelStatistics, statistics
 from onnxfeat.drawing.ordering import BatchOrder, ChannelOrder
+from onnxfeat.drawing.overlays import HeatScale, chosen_of, heat_at, scale_of_heat
 from onnxfeat.drawing.reductions import BatchPca, PcaBasis, reduced
 from onnxfeat.drawing.scales import BatchScale, Scale
 from onnxfeat.drawing.styles import Style
@@ -22,13 +23,17 @@ class Shared:
         scale: What the colors stand for.
         order: Which channels, and in which order.
         basis: The principal components of `reduce="pca"`.
-        known: What is known of the channels of all pictures together, for frames, which count and mark the same.
+        known: What is known of what is drawn of all pictures together, for frames, which are marked the same.
+        counted: What is known of the layer's own channels, which are counted where they are reduced to one.
+        heat: What the colors of an overlay stand for.
     """
 
     scale: Scale | None = None
     order: ChannelOrder | None = None
     basis: PcaBasis | None = None
     known: ChannelStatistics | None = None
+    counted: ChannelStatistics | None = None
+    heat: HeatScale | None = None
 
 
 ALONE = Shared()
@@ -48,12 +53,19 @@ class LayerTracker:
         self._scale = BatchScale(style.normalize, style.percentiles)
         self._order = BatchOrder(order=style.order, top=style.most, dead=style.dead, channels=style.channels)
         self._statistics = BatchStatistics()
+        self._counted = BatchStatistics()
         self._pca = BatchPca()
+        self._heat: HeatScale | None = None
 
     def add(self, feature_map: FeatureMap) -> None:
         """Take the maps of more pictures into account."""
+        if self._style.reduce is not None and self._frames:
+            self._counted.add(subject_of(feature_map).array)
         if self._style.reduce == "pca":
             self._pca.add(subject_of(feature_map).array)
+            return
+        if self._style.overlay:
+            self._add_heat(feature_map)
             return
         shown = feature_map if self._style.reduce is None else reduced(feature_map, self._style.reduce)
         array = subject_of(shown).array
@@ -63,11 +75,24 @@ class LayerTracker:
         if self._style.reduce is None:  # what is made of all channels is one: it has no order
             self._order.add(array, known)
 
+    def _add_heat(self, feature_map: FeatureMap) -> None:
+        if feature_map.registration is None:  # it can't be laid over a photograph: there is nothing to share
+            return
+        channel, reduce = chosen_of(self._style, feature_map.channels)
+        for index in range(len(feature_map.array)):
+            scale = scale_of_heat(heat_at(feature_map, index, channel=channel, reduce=reduce))
+            if scale is not None:
+                self._heat = scale if self._heat is None else self._heat.joined(scale)
+
     def shared(self) -> Shared:
         """Return what all pictures that were added share."""
+        counted = self._counted.whole() if self._style.reduce is not None and self._frames else None
         if self._style.reduce == "pca":
-            return Shared(basis=self._pca.basis())
+            return Shared(basis=self._pca.basis(), counted=counted)
+        if self._style.overlay:
+            return Shared(heat=self._heat)
         return Shared(
+            counted=counted,
             scale=self._scale.scale(),
             order=self._order.order() if self._style.reduce is None else None,
             known=self._statistics.whole() if self._frames else None,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import arrange, remarks
+from onnxfeat.drawing.arrangements import arrange, remarks, shape_words
 from onnxfeat.drawing.channel_facts import channel_facts
 from onnxfeat.drawing.colormaps import PAPER, STEPS, frame_table
-from onnxfeat.drawing.legends import Legend, ends_of, marks_of, operator_of, scale_note, shape_words
+from onnxfeat.drawing.legends import Legend, ends_of, marks_of, operator_of, scale_note
 from onnxfeat.drawing.lettering import line_height, text_width
 from onnxfeat.drawing.pages import MARGIN, Block, Page, bar_colors
 from onnxfeat.drawing.painting import Drawing, body_of
@@ -128,17 +128,22 @@ def paint_sheet(rows: Sequence[Row], style: Style, *, title: str, subtitle: str 
         density=density,
     )
     height = sum(block.height for block in blocks)
-    if height > MAX_SIDE - 40 * MARGIN or (height + 40 * MARGIN) * width > MAX_PIXELS:
-        raise PictureError(
-            f"a sheet of these {len(rows):,} rows would have {width:,} x {height:,} pixels, more than a picture can: "
-            f"choose fewer layers or pictures, or draw a folder for each picture"
-        )
+    refuse_large(len(rows), height, width)
     pixels, top, left = page.around(height, width)
     for block in blocks:
         block.draw(pixels, top, left)
         top += block.height
     facts = {"arrangement": "sheet", "rows": len(rows)}
     return Drawing(pixels=pixels, palette=frame_table(style.colors).tobytes(), facts=facts)
+
+
+def refuse_large(rows: int, height: int, width: int = _WIDTH) -> None:
+    """Raise a `PictureError` if a sheet of so many rows, of these pixels in all, is more than a picture can be."""
+    if height > MAX_SIDE - 40 * MARGIN or (height + 40 * MARGIN) * width > MAX_PIXELS:
+        raise PictureError(
+            f"a sheet of {rows:,} rows or more would have {width:,} x {height:,} pixels, more than a picture can: "
+            f"choose fewer layers or pictures, or draw a folder for each picture"
+        )
 
 
 def _fitting(spatial: tuple[int, ...], style: Style) -> tuple[int, int]:

@@ -31,7 +31,8 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "reduce": (None, *get_args(Reduction)),
 }
 _NOT_WITH_REDUCE = ("channels", "order", "top", "dead")
-_NOT_WITH_OVERLAY = ("normalize", "scale_over", "percentiles", "arrange", "order", "top", "dead")
+_NOT_WITH_COMPONENTS = ("normalize", "percentiles", "colormap")
+_NOT_WITH_OVERLAY = ("normalize", "percentiles", "arrange", "order", "top", "dead")
 _LEAST = {"top": 1, "zoom": 1, "max_belt": 1}  # of the whole numbers
 
 
@@ -65,7 +66,8 @@ class Style:
             `minmax`: least to greatest value; `percentile`: the same without outliers; `symmetric`: 0 in the middle,
             as far to both sides as the greatest absolute value; `log`: least to greatest value, small ones spread.
         scale_over: What shares a scale: each `channel` of each picture has its own, each `layer` of each picture, or
-            a layer in all pictures of the `batch`, so that they compare.
+            a layer in all pictures of the `batch`, so that they compare. An overlay has one for each picture, or for
+            all with `batch`.
         percentiles: Both ends of the scale of `percentile`, in percent.
         arrange: `belt` (all channels in a row), `grid` (rows and columns), `channel` (one channel, large), or `sheet`
             (all layers on one picture); None is a belt, or a grid where that were wider than `max_belt`.
@@ -132,6 +134,8 @@ class Style:
                 raise PictureError("overlay draws one channel, or what reduce makes of all: pass one of both")
         elif self.reduce is not None:
             self._refuse_beside(f"reduce {self.reduce!r}", "makes one picture of all channels", _NOT_WITH_REDUCE)
+        if self.reduce == "pca":
+            self._refuse_beside("reduce 'pca'", "has colors and a scale of its own", _NOT_WITH_COMPONENTS)
 
     def _refuse_beside(self, choice: str, what: str, others: tuple[str, ...]) -> None:
         """Refuse choices that would have no effect beside another one."""

@@ -23,7 +23,7 @@ class Subject:
     Attributes:
         array: Its values, (N, C, *spatial) with one to three spatial axes: of tokens those of a square, of vectors one
             channel with a cell for each number.
-        facts: `tokens_left_out` or `depth`, where they apply.
+        facts: `tokens_left_out`, `depth` or `numbers` (how many channels of one number each), where they apply.
     """
 
     array: NDArray[np.float32]
@@ -41,7 +41,7 @@ def subject_of(feature_map: FeatureMap) -> Subject:
         raise PictureError(f"layer {feature_map.name!r} can't be drawn: {reason}; take its numbers from `array`")
     array, spatial = feature_map.array, feature_map.shape[2:]
     if math.prod(spatial) == 1:
-        return Subject(array=array.reshape(-1, 1, 1, feature_map.channels), facts={})
+        return Subject(array=array.reshape(-1, 1, 1, feature_map.channels), facts={"numbers": feature_map.channels})
     if len(spatial) == 1:
         extra = extra_tokens(spatial[0]) if "T" in (feature_map.layer.layout or "") else None
         if extra is None:

@@ -74,7 +74,7 @@ def tiling_of(spatial: tuple[int, ...], channels: int, style: Style) -> Tiling:
 
     Example:
         >>> tiling_of((7, 7), 2048, Style(frame=False)).columns
-        55
+        54
     """
     return (_of_strip, _of_maps, _of_volumes)[len(spatial) - 1](spatial, channels, style)
 
@@ -89,12 +89,17 @@ def _of_maps(spatial: tuple[int, ...], channels: int, style: Style) -> Tiling:
     if as_belt:
         zoom = _zoom(style, rows, columns, channels, 1)
         facts: dict[str, Any] = {"arrangement": "belt"}
+        down = zoom
+        if height == channels == 1 and style.frame and style.zoom is None:  # a row of numbers, which is to be seen
+            zoom = max(1, min(_STRIP_ROW, _SCREEN // columns)) * style.density
+            down = _STRIP_ROW * style.density
+            facts["row_height"] = down
         return Tiling(
             drawn=channels,
             shrink=(cells, cells),
             columns=channels,
             gap=0,
-            zoom=(zoom, zoom),
+            zoom=(down, zoom),
             facts={**facts, **_shrinking(cells), **_zooming(zoom)},
         )
     drawn = _most(channels, lambda some: _fits(*_tiled_size(some, rows, columns, aspect=style.aspect), style))

@@ -17,7 +17,7 @@ from onnxfeat.drawing.colormaps import PAPER, STEPS, frame_table
 from onnxfeat.drawing.legends import STROKE, Legend, legend_of, number, words_of
 from onnxfeat.drawing.lettering import line_height, plain, shortened, text_width, wrapped
 from onnxfeat.drawing.pages import stroke
-from onnxfeat.drawing.painting import Body, as_drawn, body_of
+from onnxfeat.drawing.painting import Body, as_drawn, body_of, counted_of
 from onnxfeat.drawing.sharing import ALONE, Shared
 from onnxfeat.drawing.styles import Style
 from onnxfeat.errors import PictureError
@@ -134,9 +134,10 @@ def save_figure(
 
 
 def _of_channels(feature_map: FeatureMap, index: int, style: Style, shared: Shared) -> _Content:
+    counted = counted_of(feature_map, index, style, shared)
     feature_map, style, title, more = as_drawn(feature_map, style)
     found = arrange(feature_map, index, style=style, shared=shared, steps=STEPS)
-    facts = {**found.facts, **more, **channel_facts(found)}
+    facts = {**found.facts, **more, **channel_facts(found, counted)}
     if feature_map.saturated is not None:
         facts["saturated"] = round(feature_map.saturated, 6)
     body = body_of(found, style)
@@ -145,7 +146,7 @@ def _of_channels(feature_map: FeatureMap, index: int, style: Style, shared: Shar
         subtitle=", ".join(words_of(feature_map.layer, found, style)),
         colors=frame_table(style.colors)[_picture(body)],
         labels=tuple(_labels(found, body)) if style.frame else (),
-        legend=legend_of(found, style),
+        legend=legend_of(found, style, counted),
         colormap=style.colors,
         facts=facts,
     )

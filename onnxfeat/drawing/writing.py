@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -105,11 +106,18 @@ def run_record(run: Features, style: Style, format_: str) -> dict[str, Any]:
         "provider": run.provider.to_json(),
         "preprocessing": {**run.preprocessing.to_json(), "source": run.preprocessing_source},
         "normalization": scale_note(style),
-        "colormap": style.colors,
+        "colormap": None if style.reduce == "pca" else style.colors,
         "style": style.to_json(),
         "format": format_,
-        "versions": {"onnxfeat": __version__, "numpy": np.__version__, "pillow": PIL.__version__},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that a run uses: those that have been loaded."""
+    names: tuple[str, ...] = ("onnxruntime", "onnx", "matplotlib", "av")
+    others = {name: str(sys.modules[name].__version__) for name in names if name in sys.modules}
+    return {"onnxfeat": __version__, "numpy": np.__version__, "pillow": PIL.__version__, **others}
 
 
 def run_text(record: Mapping[str, Any]) -> bytes:

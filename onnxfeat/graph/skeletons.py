@@ -120,6 +120,8 @@ class _Tracer:
         self.steps = [Step()]
         self._positions = {self.steps[0]: 0}
         self.locals = {target.name: _Local(0, tuple(labels.get(letter) for letter in target.layout or ""))}
+        self._lengths: dict[tuple[int, int], int] = {}
+        self._learn_lengths(target.name)
         self.mixed: set[str] = set()
         self.flat: set[str] = set()
         for node in graph.nodes:
@@ -137,6 +139,8 @@ class _Tracer:
         maps = outputs if operator(node) == "Split" else outputs[:1]
         if found is not None:
             self.locals.update(dict.fromkeys(maps, found))
+            for name in maps:
+                self._learn_lengths(name)
             self.mixed.update(outputs[len(maps) :])
             return
         self.mixed.update(outputs)
@@ -313,22 +317,41 @@ class _Tracer:
     def _reshaped(self, node: onnx.NodeProto, data: _Local) -> tuple[list[Axis], list[Axis]]:
         """Return the shapes before and behind a Reshape, with names for the numbers of rows and columns that are open.
 
-        All values of one step have as many of these, whichever of them the Reshape asks for its shape.
+        All values of one step have as many of these, whichever of them the Reshape asks for its shape. Exporters
+        compute the shape so that inference does not know it: what the nodes say is enough then.
         """
         shape, target = self.graph.shape(node.input[0]), self.graph.shape(node.output[0])
-        if shape is None or target is None or len(shape) != len(data.axes):
+        ranks = {name: len(value.axes) for name, value in self.locals.items()}
+        entries = entries_of(self.graph, node.input[1], ranks=ranks) or [] if len(node.input) > 1 else []
+        if shape is not None and len(shape) != len(data.axes):
             return [None] * len(data.axes), []
-        before, after = list(shape), list(target)
+        before: list[Axis] = [*shape] if shape is not None else [None] * len(data.axes)
+        after: list[Axis] = [*target] if target is not None else [None] * len(entries)
         for axis, label in enumerate(data.axes):
-            if label is not None and not isinstance(shape[axis], int):
-                before[axis] = _length_name(label)
-        entries = entries_of(self.graph, node.input[1]) or [] if len(node.input) > 1 else []
+            if label is not None and not isinstance(before[axis], int):
+                before[axis] = self._length(data.step, label)
         for position, entry in enumerate(entries if len(entries) == len(after) else []):
-            asked = self.locals.get(entry.value) if isinstance(entry, Length) and entry.factor == 1 else None
-            if asked is not None and isinstance(entry, Length) and asked.step == data.step:
+            if isinstance(after[position], int):
+                continue
+            if isinstance(entry, float):
+                after[position] = int(entry) if entry > 0 else after[position]
+            elif isinstance(entry, Length) and entry.factor == 1 and entry.value in self.locals:
+                asked = self.locals[entry.value]
                 label = asked.axes[entry.axis] if entry.axis < len(asked.axes) else None
-                after[position] = after[position] if label is None else _length_name(label)
+                if asked.step == data.step and label is not None:
+                    after[position] = self._length(data.step, label)
         return before, after
+
+    def _length(self, step: int, label: int) -> Axis:
+        """Return the number of rows or columns of the values of a step, or a name for it where it is open."""
+        return self._lengths.get((step, label), "rows" if label == _ROWS else "columns")
+
+    def _learn_lengths(self, name: str) -> None:
+        """Note the numbers of rows and columns of a local value: all values of its step have as many."""
+        found, shape = self.locals[name], self.graph.shape(name)
+        for label, side in zip(found.axes, shape or (), strict=False):
+            if label is not None and isinstance(side, int):
+                self._lengths[found.step, label] = side
 
     def tile(self, node: onnx.NodeProto, data: _Local) -> _Local | None:
         """Follow a Tile or Expand of axes other than rows and columns."""
@@ -419,10 +442,6 @@ def _without(data: _Local, axes: Sequence[int], *, keep: bool) -> _Local | None:
     if any(data.axes[axis] is not None for axis in gone):
         return None
     return data if keep else replace(data, axes=tuple(x for axis, x in enumerate(data.axes) if axis not in gone))
-
-
-def _length_name(label: int) -> str:
-    return "rows" if label == _ROWS else "columns"
 
 
 _Handler = Callable[[_Tracer, onnx.NodeProto, _Local], _Local | None]

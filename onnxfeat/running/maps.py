@@ -96,7 +96,7 @@ def registrations_of(
     if not target.is_picture or target.layout is None:
         return {}
     size = shape[target.layout.index("H")], shape[target.layout.index("W")]
-    fitted = preprocessing or Preprocessing()
+    fitted = preprocessing or Preprocessing(interpolation="nearest")
     return {
         name: Registration(
             steps=steps,
@@ -104,6 +104,7 @@ def registrations_of(
             size=size,
             aspect=fitted.aspect,
             resampling=fitted.resampling,
+            interpolation=fitted.interpolation,
             gated=place.gated,
         )
         for name, place in places.items()

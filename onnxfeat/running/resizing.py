@@ -11,8 +11,7 @@ from PIL import Image
 from onnxfeat.framing import Box, Size, crop_box, letterbox, pad_margins
 from onnxfeat.picture_files import refuse_bomb
 from onnxfeat.preprocessing import Interpolation, Preprocessing
-
-_STEPS = 1024  # between two pixels; TensorFlow rounds to them where it looks up bicubic weights
+from onnxfeat.resampling import cubic_taps, linear_taps, nearest_pixels
 
 
 def resized(image: Image.Image, size: Size, preprocessing: Preprocessing) -> NDArray[Any]:
@@ -85,10 +84,10 @@ def _by_keras(picture: Image.Image | NDArray[Any], size: Size, interpolation: In
     top, left, height, width = box
     pixels = _values(picture)[top : top + height, left : left + width]
     if interpolation == "nearest":
-        rows, columns = (_nearest(*sides) for sides in zip((height, width), size, strict=True))
+        rows, columns = (nearest_pixels(*sides) for sides in zip((height, width), size, strict=True))
         found: NDArray[Any] = pixels[rows[:, None], columns]
         return found
-    taps = _linear if interpolation == "bilinear" else _cubic
+    taps = linear_taps if interpolation == "bilinear" else cubic_taps
     (rows, down), (columns, across) = (taps(*sides) for sides in zip((height, width), size, strict=True))
     values = np.zeros((*size, pixels.shape[2]), dtype=np.float32)
     # Only the pixels that are used are made float32: a large picture is mostly skipped, as there is no antialiasing.
@@ -98,43 +97,3 @@ def _by_keras(picture: Image.Image | NDArray[Any], size: Size, interpolation: In
             line += pixels[row[:, None], column] * x[:, None]
         values += line * y[:, None, None]
     return values
-
-
-def _positions(length: int, wanted: int) -> NDArray[np.float32]:
-    """Return where the centers of `wanted` pixels lie among `length`, the first of which has its center at 0.5.
-
-    TensorFlow computes in float32 (`HalfPixelScaler` in image_resizer_state.h), and so does this to round alike.
-    """
-    step = np.float32(length) / np.float32(wanted)
-    return (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * step
-
-
-def _nearest(length: int, wanted: int) -> NDArray[np.int64]:
-    """Return the pixel that each of `wanted` pixels is a copy of."""
-    return np.minimum(np.floor(_positions(length, wanted)).astype(np.int64), length - 1)
-
-
-def _linear(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return two pixels and their weights for each of `wanted` pixels, both of shape (2, wanted)."""
-    place = _positions(length, wanted) - np.float32(0.5)
-    before = np.floor(place)
-    share = place - before
-    pixels = np.stack([before, before + 1]).astype(np.int64).clip(0, length - 1)
-    return pixels, np.stack([1 - share, share])
-
-
-def _cubic(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return four pixels and their weights for each of `wanted` pixels, both of shape (4, wanted).
-
-    Keys's cubic with a = -0.5; pixels outside the picture weigh nothing, and the others as much more
-    (`GetWeightsAndIndices` in TensorFlow's resize_bicubic_op.cc).
-    """
-    place = _positions(length, wanted) - np.float32(0.5)
-    before = np.floor(place)
-    step = np.rint((place - before) * np.float32(_STEPS))
-    pixels = before.astype(np.int64) + np.arange(-1, 3)[:, None]
-    distances = np.stack([_STEPS + step, step, _STEPS - step, 2 * _STEPS - step]) / np.float32(_STEPS)
-    near = (np.float32(1.5) * distances - np.float32(2.5)) * distances**2 + 1
-    far = ((np.float32(-0.5) * distances + np.float32(2.5)) * distances - 4) * distances + 2
-    weights = np.where(distances <= 1, near, far) * ((pixels >= 0) & (pixels < length))
-    return pixels.clip(0, length - 1), (weights / weights.sum(axis=0)).astype(np.float32)
