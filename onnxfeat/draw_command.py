@@ -59,7 +59,7 @@ from onnxfeat.options import (
     given_inputs,
 )
 from onnxfeat.records import Provider
-from onnxfeat.terminal import errors_told, print_json, print_line, progress, say, stages, summary, verdict
+from onnxfeat.terminal import errors_told, few, print_json, print_line, progress, say, stages, summary, verdict
 
 if TYPE_CHECKING:
     from onnxfeat.drawing.styles import Style
@@ -157,7 +157,7 @@ def draw(
         _refuse_of_motion(animate=animate, duration=duration, every=every, limit=limit, scale_over=scale_over)
         if animate and overlay:
             raise typer.BadParameter("an overlay does not move: leave out --animate", param_hint="--overlay")
-        pictures = _pictures(images, animate=animate, every=every, limit=limit)
+        pictures = _pictures(images, animate=animate, every=every, limit=limit, quiet=quiet)
         changes = changed_fields(
             preset=preprocess,
             size=size,
@@ -259,7 +259,9 @@ def _refuse_of_motion(
         raise typer.BadParameter("frames share one scale, so that they compare: batch", param_hint="--scale-over")
 
 
-def _pictures(images: Sequence[Path], *, animate: bool, every: int | None, limit: int | None) -> list[Path | Frames]:
+def _pictures(
+    images: Sequence[Path], *, animate: bool, every: int | None, limit: int | None, quiet: bool
+) -> list[Path | Frames]:
     """Return the pictures that the arguments stand for; with `animate`, frames of the files that have some."""
     from onnxfeat.running.folders import picture_paths
 
@@ -270,6 +272,9 @@ def _pictures(images: Sequence[Path], *, animate: bool, every: int | None, limit
         videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
         if videos:
             raise PictureError(f"{videos[0]} is a video: add --animate to draw its frames, or pass a picture")
+        moving = [path.name for path in paths if path.suffix.lower() == ".gif" and Frames(path).count != 1]
+        if moving:
+            say(quiet, f"of several frames the first is drawn, --animate draws all: {few(moving)}")
         return list(paths)
 
     return [path if path.suffix.lower() == ".npy" else Frames(path, every=every or 1, limit=limit) for path in paths]

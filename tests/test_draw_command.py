@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,35 @@ def test_an_overlay_is_told_and_drawn_over_the_photograph(run: Run, models: Path
     assert run(*command, "--overlay")[0] == 0
     assert record_of(tmp_path / "maps")["style"]["overlay"] is True
     assert files_below(tmp_path / "maps") == {"01-conv_1.png", "02-pool_1.png", "run.json"}
+
+
+def test_of_a_gif_that_is_not_animated_the_first_frame_is_drawn_and_that_is_said(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    shades = [Image.new("RGB", (40, 40), (level, 0, 0)) for level in (0, 120, 250)]
+    moving, still = tmp_path / "moving.gif", tmp_path / "still.gif"
+    shades[0].save(moving, save_all=True, append_images=shades[1:])
+    shades[1].save(still)
+    code, _, err = run("draw", model, moving, still, "-o", tmp_path / "maps", "--layers", "0")
+    assert code == 0
+    assert "of several frames the first is drawn, --animate draws all: moving.gif\n" in err
+    code, _, err = run("draw", model, still, "-o", tmp_path / "one", "--layers", "0")
+    assert "frames" not in err
+
+
+def test_a_video_without_animate_says_what_to_add(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"any")
+    code, _, err = run("draw", model, tmp_path / "clip.mp4", "-o", tmp_path / "maps")
+    assert code == 1
+    assert "clip.mp4 is a video: add --animate to draw its frames" in err
+
+
+def test_what_an_animation_was_made_of_is_told(run: Run, model: Path, tmp_path: Path) -> None:
+    moving = tmp_path / "moving.gif"
+    shades = [Image.new("RGB", (40, 40), (level, 0, 0)) for level in (0, 120, 250)]
+    shades[0].save(moving, save_all=True, append_images=shades[1:])
+    assert run("draw", model, moving, "-o", tmp_path / "maps", "--layers", "0", "--animate")[0] == 0
+    record = json.loads((tmp_path / "maps" / "run.json").read_text())
+    assert record["sources"] == [{"file": str(moving), "sha256": hashlib.sha256(moving.read_bytes()).hexdigest()}]
+    assert record["folder"] == str(Path.cwd())
+    assert len(record["frames"]) == 3
