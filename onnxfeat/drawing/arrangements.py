@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.drawing.channel_statistics import ChannelStatistics, not_finite, statistics
-from onnxfeat.drawing.ordering import BatchOrder, ChannelOrder
+from onnxfeat.drawing.ordering import ChannelOrder, ordered_channels
 from onnxfeat.drawing.pictures import picture_of, tile
 from onnxfeat.drawing.scales import LEVELS, Scale, scale_of
 from onnxfeat.drawing.sharing import ALONE, Shared
@@ -105,7 +105,11 @@ def arrange(
     subject = subject_of(feature_map)
     one = picture_of(subject.array, index)
     found = shared.known or statistics(one)
-    order, scale = shared.order or _order_of(one, style, found), shared.scale
+    order, scale = shared.order, shared.scale
+    if order is None:
+        order = ordered_channels(
+            one, order=style.order, top=style.most, dead=style.dead, channels=style.channels, known=found
+        )
     if scale is None:
         is_batch = style.scale_over == "batch"
         scale = scale_of(
@@ -186,9 +190,3 @@ def shape_words(facts: Mapping[str, Any]) -> str:
         return f"{facts['width']:,} channels of one number each"
     sides = " x ".join(str(facts[side]) for side in ("depth", "height", "width") if side in facts)
     return f"{facts['channels']:,} channel{'' if facts['channels'] == 1 else 's'} of {sides}"
-
-
-def _order_of(array: NDArray[Any], style: Style, known: ChannelStatistics) -> ChannelOrder:
-    tracker = BatchOrder(order=style.order, top=style.most, dead=style.dead, channels=style.channels)
-    tracker.add(array, known)
-    return tracker.order()

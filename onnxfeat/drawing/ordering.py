@@ -64,6 +64,7 @@ def ordered_channels(
     order: Order = "index",
     top: int | None = None,
     dead: Dead = "keep",
+    channels: tuple[int, ...] | None = None,
     known: ChannelStatistics | None = None,
 ) -> ChannelOrder:
     """Return the channels to draw of one layer, in one order for all pictures of `maps`.
@@ -87,6 +88,7 @@ def ordered_channels(
         top: How many channels to draw at most; None draws all.
         dead: What becomes of channels that are constant, or 0 everywhere, in all pictures: they `keep` the place that
             the order gives them, come `last`, or are left out (`omit`), unless there are no others.
+        channels: Which of them are to be ordered, by index; None takes all.
         known: What `statistics` gave for these maps, if it was called before.
 
     Raises:
@@ -99,7 +101,7 @@ def ordered_channels(
         >>> found.channels.tolist(), found.omitted
         ([2, 0], 1)
     """
-    tracker = BatchOrder(order=order, top=top, dead=dead)
+    tracker = BatchOrder(order=order, top=top, dead=dead, channels=channels)
     tracker.add(array_of(maps), known)
     return tracker.order()
 
@@ -108,7 +110,7 @@ class BatchOrder:
     """One order for the channels of a layer in all pictures, found while they pass.
 
     All that is kept is some numbers for each channel, for `similarity` C x C float32. The arguments are those of
-    `ordered_channels`, and `channels`: which of them are to be ordered, by index; None takes all.
+    `ordered_channels`.
 
     Example:
         >>> tracker = BatchOrder(order="magnitude")
