@@ -157,6 +157,10 @@ def draw(
         _refuse_of_motion(animate=animate, duration=duration, every=every, limit=limit, scale_over=scale_over)
         if animate and overlay:
             raise typer.BadParameter("an overlay does not move: leave out --animate", param_hint="--overlay")
+        if animate and reduce == "pca" and format_ in (None, "gif"):
+            if format_ == "gif":
+                raise typer.BadParameter("pca has more colors than a GIF can: webp or mp4", param_hint="--format")
+            format_ = "webp"
         pictures = _pictures(images, animate=animate, every=every, limit=limit, quiet=quiet)
         changes = changed_fields(
             preset=preprocess,

@@ -38,7 +38,7 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
             f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
         )
     layers = record["layers"] if "frames" in record else [layer for picture in pictures for layer in picture["layers"]]
-    channels = sum(layer.get("numbers", layer["channels"]) for layer in layers)
+    channels = sum(layer.get("reduced_channels", layer.get("numbers", layer["channels"])) for layer in layers)
     constant = sum(len(layer["constant_channels"]) for layer in layers)
     dead = sum(len(layer["dead_channels"]) for layer in layers)
     frames = f" in {len(record['frames']):,} frames" if "frames" in record else ""

@@ -212,6 +212,8 @@ def test_draw_shows_a_progress_bar_on_a_terminal_only(
         ),
         (["--top", "0"], "top is 0, and a whole number is wanted: pass 1 or more"),
         (["--channels", "0:1000000000"], "names 1,000,000,000 channels, more than a layer has"),
+        (["--reduce", "pca", "--arrange", "sheet"], "leave out one of them"),
+        (["--reduce", "pca", "--animate", "--format", "gif"], "pca has more colors than a GIF"),
         (["--channels", "8:4"], "names no channel"),
         (["--every", "2"], "only animations have frames"),
         (["--limit", "0", "--animate"], "0 is not in the range"),

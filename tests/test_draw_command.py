@@ -192,7 +192,6 @@ def test_options_that_contradict_each_other_are_wrong_usage(
     [
         (["--channels", "99"], "channel 99 was asked for, the layer has"),
         (["--format", "svg", "--arrange", "sheet"], "svg is for single layers, and not for a sheet"),
-        (["--reduce", "pca", "--arrange", "sheet"], "a sheet has one scale"),
     ],
 )
 def test_what_can_not_be_drawn_is_one_sentence_and_leaves_nothing(

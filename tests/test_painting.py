@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from onnxfeat.drawing.arrangements import arrange
 from onnxfeat.drawing.colormaps import INFINITE, INK, NAN, PAPER, STEPS, color_table, frame_table
+from onnxfeat.drawing.legends import ends_of, legend_of
 from onnxfeat.drawing.painting import Drawing, paint
 from onnxfeat.drawing.scales import BatchScale, normalize, scale_of
 from onnxfeat.drawing.sharing import Shared
@@ -500,3 +502,30 @@ def test_a_channel_without_a_finite_value_bears_no_scale() -> None:
     middle = with_scale.shape[1] // 2
     head = slice(58, 70)
     assert (without[head, middle:] != PAPER).sum() < (with_scale[head, middle:] != PAPER).sum() - 100
+
+
+@pytest.mark.parametrize("middle", [0.0, 1e3, -1e6])
+def test_the_ends_of_a_scale_are_told_apart_however_far_from_0_they_lie(middle: float) -> None:
+    array = noise(1, 3, 40, 50) + np.float32(middle)
+    scale = scale_of(array, "minmax")
+    facts = paint(as_map(array), style=Style(normalize="minmax")).facts
+    np.testing.assert_allclose(facts["scale"]["low"], scale.low[0], rtol=1e-8)
+    np.testing.assert_allclose(facts["scale"]["high"], scale.high[0], rtol=1e-8)
+    low, _, high = ends_of(scale_of(array, "minmax", scale_over="layer"))
+    assert float(high) - float(low) == pytest.approx(np.ptp(array), rel=0.01)
+
+
+def test_where_no_value_is_finite_there_is_no_bar_and_that_is_said() -> None:
+    nothing = arrange(as_map(np.full((1, 3, 8, 9), np.nan)), style=Style())
+    legend = legend_of(nothing, Style())
+    assert (legend.ends, legend.note) == ((), "no value is finite")
+    array = np.full((1, 3, 8, 9), np.nan)
+    array[0, 2, 0, 0] = 1
+    assert legend_of(arrange(as_map(array), style=Style()), Style()).ends
+
+
+def test_numbers_of_channels_share_a_scale_and_that_is_said() -> None:
+    found = arrange(as_map(noise(1, 30, 1, 1)), style=Style())
+    legend = legend_of(found, Style())
+    assert legend.note == "zscore: mean and standard deviation of the layer"
+    assert float(legend.ends[0]) < float(legend.ends[2])

@@ -159,3 +159,13 @@ def test_margins_of_a_sheet_are_paper() -> None:
     pixels = sheet(row(noise(1, 300, 20, 20)), row(noise(1, 3, 5, 2000), name="wide"))
     for edge in (pixels[:12], pixels[-12:], pixels[:, :12], pixels[:, -12:]):
         assert (edge == PAPER).all()
+
+
+def test_a_sheet_of_reduced_layers_counts_the_channels_of_the_layers() -> None:
+    array = noise(1, 6, 8, 9)
+    array[0, 1], array[0, 4] = 0, 3
+    array[0, 5, 2, 2] = np.nan
+    found = row(array, Style(reduce="mean"))
+    assert found.marks == {"nan": 1, "infinite": 0, "constant": 2, "dead": 1}
+    assert found.facts["reduced_channels"] == 6
+    assert found.facts["constant_channels"] == [1, 4]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from onnxfeat.drawing.arrangements import Arrangement
 from onnxfeat.drawing.channel_statistics import ChannelStatistics
 
+_DIGITS = 9  # of values: all that float32 has, as they may lie close together far from 0
+
 
 def channel_facts(found: Arrangement, counted: ChannelStatistics | None = None) -> dict[str, Any]:
     """Return what `run.json` says of the channels: which have no contrast, and what turns levels into values.
@@ -24,9 +26,9 @@ def channel_facts(found: Arrangement, counted: ChannelStatistics | None = None) 
     return {
         **chosen,
         **constancy_facts(statistics if counted is None else counted),
-        "mean": rounded(statistics.mean[0]),
+        "mean": rounded(statistics.mean[0], _DIGITS),
         "deviation": rounded(statistics.deviation[0]),
-        "scale": {"low": rounded(scale.low[0]), "high": rounded(scale.high[0])},
+        "scale": {"low": rounded(scale.low[0], _DIGITS), "high": rounded(scale.high[0], _DIGITS)},
     }
 
 
@@ -41,8 +43,8 @@ def constancy_facts(found: ChannelStatistics) -> dict[str, Any]:
     }
 
 
-def rounded(numbers_: NDArray[np.floating[Any]]) -> list[float]:
-    """Return numbers with six significant digits.
+def rounded(numbers_: NDArray[np.floating[Any]], digits: int = 6) -> list[float]:
+    """Return numbers with so many significant digits.
 
     Example:
         >>> rounded(np.array([0.0, 1234.56789, -1e-30]))
@@ -50,7 +52,7 @@ def rounded(numbers_: NDArray[np.floating[Any]]) -> list[float]:
     """
     values = np.asarray(numbers_, np.float64)
     size = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros(values.shape)))
-    exponent = np.clip(5 - size, -300, 300)
+    exponent = np.clip(digits - 1 - size, -300, 300)
     # A whole number divided by a power of ten is the float with few digits; multiplied by 1e-5 it is not.
     whole = np.round(values * 10.0**exponent)
     found: list[float] = np.where(exponent >= 0, whole / 10.0**exponent, whole * 10.0**-exponent).tolist()

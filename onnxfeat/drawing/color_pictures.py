@@ -75,8 +75,7 @@ def components_of(feature_map: FeatureMap, index: int, style: Style, shared: Sha
         **subject_facts(subject),
         **plan.facts,
         "arrangement": "pca",
-        "explained": rounded(basis.explained),
-        "deviations": rounded(basis.high / 2),
+        **_component_facts(basis),
         **constancy_facts(found),
     }
     return ColorPicture(
@@ -140,8 +139,9 @@ def overlay_of(
     facts = {
         **sides,
         "arrangement": "overlay",
-        "colormap": colormap,
+        "colormap": None if laid.basis is not None else colormap,
         "shown": what,
+        **({} if laid.basis is None else _component_facts(laid.basis)),
         **({"scale": {"low": [ends[0]], "high": [ends[1]]}} if ends else {}),
         "gated": laid.heat.gated,
         **constancy_facts(found),
@@ -182,6 +182,10 @@ def _notes_of(laid: Laid, what: str) -> list[str]:
     if laid.basis is not None:
         notes.append(components_note(laid.basis))
     return notes
+
+
+def _component_facts(basis: PcaBasis) -> dict[str, list[float]]:
+    return {"explained": rounded(basis.explained), "deviations": rounded(basis.high / 2)}
 
 
 def _counts(found: ChannelStatistics) -> dict[str, int]:

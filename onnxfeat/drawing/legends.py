@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxfeat.drawing.arrangements import Arrangement, remarks, shape_words
 from onnxfeat.drawing.channel_statistics import ChannelStatistics
@@ -50,9 +51,15 @@ def legend_of(found: Arrangement, style: Style, counted: ChannelStatistics | Non
     shown = sorted(set(found.channels.tolist()))
     statistics = found.statistics if counted is None else counted
     values = shown if counted is None else slice(None)
+    ends: tuple[str, ...] = ends_of(found.scale.of_channels(found.channels[:1]), alone=len(shown) == 1)
+    if found.facts.get("numbers") and style.scale_over == "channel":
+        style = replace(style, scale_over="layer")  # each channel is one number, which has no scale
+    note = scale_note(style)
+    if has_no_value(found):
+        ends, note = (), "no value is finite"
     return Legend(
-        ends=ends_of(found.scale.of_channels(found.channels[:1]), alone=len(shown) == 1),
-        note=scale_note(style),
+        ends=ends,
+        note=note,
         marks=marks_of(
             nan=int(statistics.nan[0, values].sum()),
             infinite=int(statistics.infinite[0, values].sum()),
@@ -60,6 +67,12 @@ def legend_of(found: Arrangement, style: Style, counted: ChannelStatistics | Non
             dead=int(statistics.dead.sum()),
         ),
     )
+
+
+def has_no_value(found: Arrangement) -> bool:
+    """Return whether none of the values that are drawn is finite."""
+    sides = [found.facts[side] for side in ("depth", "height", "width") if side in found.facts]
+    return bool((found.statistics.not_finite[0, found.channels] >= math.prod(sides)).all())
 
 
 def marks_of(*, nan: int, infinite: int, constant: int, dead: int) -> tuple[tuple[int, str], ...]:
@@ -88,18 +101,21 @@ def ends_of(scale: Scale, *, alone: bool = False) -> tuple[str, str, str]:
         }.get(scale.method, ("lower end", "", "upper end"))
     low, middle, high = scale.values_at([0.0, 0.5, 1.0])[0, 0]
     least = (high - low) / 1000  # a quarter of a color: less is 0
+    span = high - low
     low, middle, high = (value if abs(value) >= least else 0.0 for value in (low, middle, high))
-    return number(low), number(middle), number(high)
+    return number(low, span), number(middle, span), number(high, span)
 
 
-def number(value: float) -> str:
-    """Return a number in few letters.
+def number(value: float, span: float = 0.0) -> str:
+    """Return a number in few letters, which tell it apart from others that are a thousandth of `span` away.
 
     Example:
-        >>> number(0.00012345), number(-1234.5)
-        ('0.000123', '-1.23e+03')
+        >>> number(0.00012345), number(-1234.5), number(1000000.12, 0.5)
+        ('0.000123', '-1.23e+03', '1000000.12')
     """
-    return f"{value + 0.0:.3g}"
+    parts = abs(value) / span if span > 0 else 0
+    digits = min(9, 3 + max(0, math.ceil(math.log10(parts)))) if parts > 1 else 3
+    return f"{value + 0.0:.{digits}g}"
 
 
 def scale_note(style: Style) -> str:
@@ -145,6 +161,8 @@ def order_words(order: ChannelOrder, style: Style) -> Sequence[str]:
         words.append(_ORDERS[style.order])
     if style.dead == "last" and order.dead + order.constant:
         words.append("constant ones last")
+    if style.dead == "omit" and order.dead + order.constant == order.total:
+        words.append("all of them constant, so none is left out")
     if order.omitted:
         words.append(f"{order.omitted:,} constant ones left out")
     return words

@@ -266,13 +266,15 @@ def body_of(found: Arrangement, style: Style) -> Body:
 def _labels(found: Arrangement, width: int, density: int) -> NDArray[np.uint8] | None:
     """Return ink for the text above each cell: its channel's number, its own scale where that fits; None where not."""
     size = _NUMBER * density
+    if found.facts.get("numbers"):
+        return None
     if found.scale.over == "channel" and width >= _LEAST_SCALED * density and found.facts["arrangement"] != "slices":
         scale = found.scale.of_channels(found.channels)
         ends = zip(found.channels.tolist(), scale.low[0], scale.high[0], strict=True)
         cells = found.facts["height"] * found.facts["width"]
         empty = found.statistics.not_finite[0, found.channels] >= cells  # nothing has a value, and so no scale
         texts = [
-            f"{channel}" if none else f"{channel}   {number(low)} to {number(high)}"
+            f"{channel}" if none else f"{channel}   {number(low, high - low)} to {number(high, high - low)}"
             for (channel, low, high), none in zip(ends, empty, strict=True)
         ]
         if max(text_width(text, size) for text in texts) <= width:

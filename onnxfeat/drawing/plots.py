@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _WIDTH = 20.0  # inches, of the figure in F. Chollet, "Deep Learning with Python", section 5.4.1
+_ROW_HEIGHT = 1.2  # inches: of a row of numbers
 _LEAST_HEIGHT = 0.02  # inches: two pixels at 100 dpi; matplotlib can't save a figure of less than one
 _MOST_HEIGHT = 40.0  # inches: slices of many channels and few slices are much higher than wide
 _LEAST_STRIP_HEIGHT = 5.0  # inches
@@ -280,5 +281,7 @@ def _size(panel: Panel) -> tuple[float, float]:
         inches = _CHANNEL_SIDE / max(rows, columns)
         return max(columns * inches, _LEAST_CHANNEL_WIDTH), max(rows * inches, _LEAST_BARRED)
     height = _WIDTH / panel.drawn if kind == "belt" else _WIDTH * rows / columns
+    if panel.facts.get("numbers"):
+        height = _ROW_HEIGHT
     least = _LEAST_STRIP_HEIGHT if kind == "strip" else _LEAST_HEIGHT
     return _WIDTH, float(min(max(height, least), _MOST_HEIGHT))

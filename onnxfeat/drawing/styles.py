@@ -32,7 +32,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
 }
 _NOT_WITH_REDUCE = ("channels", "order", "top", "dead")
 _NOT_WITH_COMPONENTS = ("normalize", "percentiles", "colormap")
-_NOT_WITH_OVERLAY = ("normalize", "percentiles", "arrange", "order", "top", "dead")
+_NOT_WITH_OVERLAY = ("normalize", "percentiles", "arrange", "order", "top", "dead", "max_belt")
 _LEAST = {"top": 1, "zoom": 1, "max_belt": 1}  # of the whole numbers
 
 
@@ -134,6 +134,8 @@ class Style:
                 raise PictureError("overlay draws one channel, or what reduce makes of all: pass one of both")
         elif self.reduce is not None:
             self._refuse_beside(f"reduce {self.reduce!r}", "makes one picture of all channels", _NOT_WITH_REDUCE)
+        if self.reduce == "pca" and self.arrange == "sheet":
+            raise PictureError("reduce 'pca' has colors of its own, and a sheet has one scale: leave out one of them")
         if self.reduce == "pca":
             self._refuse_beside("reduce 'pca'", "has colors and a scale of its own", _NOT_WITH_COMPONENTS)
 
