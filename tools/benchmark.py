@@ -30,11 +30,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,9 +126,9 @@ def draw(model: Path, picture: Path, runs: int) -> None:
             print()
         for name, choices in STYLES.items():
             pictures = next(fresh)
-            save_pictures(features, pictures, **choices)
-            drawn = [read_pixels(path) for path in sorted(pictures.glob("*.png"))]
-            print(f"{name}: {len(drawn)} pictures, {sum(pixels.size for pixels, _ in drawn):,} pixels")
+            layers = save_pictures(features, pictures, **choices)["pictures"][0]["layers"]
+            drawn = [(*read_pixels(pictures / layer["file"]), strategy_of(layer)) for layer in layers]
+            print(f"{name}: {len(drawn)} pictures, {sum(pixels.size for pixels, *_ in drawn):,} pixels")
             work, least = partial(ours, **choices), partial(bare_floor, features, drawn, fresh)
             floor = pairs(name, work, "bare floor", least, runs)
             target(floor <= 1.5, "within 1.5 times the floor")
@@ -198,8 +199,13 @@ def read_pixels(path: Path) -> tuple[NDArray[np.uint8], bytes | None]:
         return np.asarray(image), None if palette is None else bytes(palette)
 
 
+def strategy_of(layer: Mapping[str, Any]) -> int:
+    """Return the strategy of zlib that a layer is written with: runs alone where no cell is enlarged."""
+    return zlib.Z_DEFAULT_STRATEGY if "zoom" in layer else zlib.Z_RLE
+
+
 def bare_floor(
-    features: Features, drawn: Sequence[tuple[NDArray[np.uint8], bytes | None]], fresh: Iterator[Path]
+    features: Features, drawn: Sequence[tuple[NDArray[np.uint8], bytes | None, int]], fresh: Iterator[Path]
 ) -> None:
     """Do the least that drawing needs: one pass of NumPy over the maps, and Pillow's encoder on the finished pixels."""
     import numpy as np
@@ -212,11 +218,11 @@ def bare_floor(
         values += np.float32(128)
         np.clip(values, 0, 255, out=values)
         values.astype(np.uint8)
-    for number, (pixels, palette) in enumerate(drawn):
+    for number, (pixels, palette, strategy) in enumerate(drawn):
         image = Image.fromarray(pixels)
         if palette is not None:
             image.putpalette(palette)
-        image.save(folder / f"{number}.png", compress_level=COMPRESSION)
+        image.save(folder / f"{number}.png", compress_level=COMPRESSION, compress_type=strategy)
 
 
 def peak_of_drawing(features: Features, choices: StyleChoices) -> float:
