@@ -250,12 +250,13 @@ def _refuse_of_motion(
     *, animate: bool, duration: float | None, every: int | None, limit: int | None, scale_over: str | None
 ) -> None:
     """Refuse options of animations where there is none, and others that they can't have."""
-    from onnxfeat.drawing.animations import MAX_DURATION
+    if duration is not None:
+        from onnxfeat.drawing.animations import MAX_DURATION
 
-    if duration is not None and not 0 < duration <= MAX_DURATION:
-        raise typer.BadParameter(
-            f"{duration:g} is not a time in ms, above 0 and up to {MAX_DURATION:,}", param_hint="--duration"
-        )
+        if not 0 < duration <= MAX_DURATION:
+            raise typer.BadParameter(
+                f"{duration:g} is not a time in ms, above 0 and up to {MAX_DURATION:,}", param_hint="--duration"
+            )
     for name, value in (("--duration", duration), ("--every", every), ("--limit", limit)):
         if value is not None and not animate:
             raise typer.BadParameter("only animations have frames: add --animate", param_hint=name)
