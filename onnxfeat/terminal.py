@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import typer
 
-from onnxfeat.drawing.arrangements import remarks
+from onnxfeat.drawing.captions import remarks
 from onnxfeat.errors import OnnxfeatError, OutputError
 from onnxfeat.findings import Check, Conversion, Replay
 from onnxfeat.records import Layer

@@ -36,7 +36,7 @@ IMPORTS: dict[str, set[str]] = {
     },
     "drawing.plots": {"drawing.model_plots", "drawing.norms", "drawing.panels", "drawing.styles", "errors", "records"},
     "drawing.gallery": {
-        "drawing.arrangements",
+        "drawing.captions",
         "drawing.colormaps",
         "drawing.file_names",
         "drawing.legends",
@@ -81,7 +81,7 @@ IMPORTS: dict[str, set[str]] = {
     "running.maps": {"errors", "preprocessing", "records", "registration"},
     "running.limits": {"errors", "graph.inference", "graph.reading", "running.exposure", "running.planning"},
     "running.optimization": {"graph.reading", "records", "running.exposure", "running.runtime"},
-    "terminal": {"drawing.arrangements", "errors", "findings", "records"},
+    "terminal": {"drawing.captions", "errors", "findings", "records"},
     "options": {"preprocessing"},
     "__main__": {"cli"},
     "graph.__init__": set(),
@@ -368,6 +368,7 @@ IMPORTS: dict[str, set[str]] = {
     "drawing.histograms": set(),
     "drawing.legends": {
         "drawing.arrangements",
+        "drawing.captions",
         "drawing.channel_statistics",
         "drawing.colormaps",
         "drawing.ordering",
@@ -428,7 +429,9 @@ IMPORTS: dict[str, set[str]] = {
     },
     "drawing.panels": {
         "drawing.arrangements",
+        "drawing.captions",
         "drawing.cell_marks",
+        "drawing.color_pictures",
         "drawing.colormaps",
         "drawing.legends",
         "drawing.norms",
@@ -451,17 +454,18 @@ IMPORTS: dict[str, set[str]] = {
         "drawing.scales",
         "drawing.styles",
         "drawing.subjects",
+        "errors",
         "records",
     },
     "drawing.sheets": {
         "drawing.arrangements",
+        "drawing.captions",
         "drawing.channel_facts",
         "drawing.colormaps",
         "drawing.legends",
         "drawing.lettering",
         "drawing.pages",
         "drawing.painting",
-        "drawing.reductions",
         "drawing.sharing",
         "drawing.styles",
         "drawing.subjects",
@@ -508,9 +512,9 @@ IMPORTS: dict[str, set[str]] = {
     "running.folders": {"errors", "running.frames"},
     "running.frames": {"errors", "picture_files"},
     "running.streams": {"errors", "picture_files", "records", "running.frames", "running.images"},
-    "drawing.channel_facts": {"drawing.arrangements", "drawing.channel_statistics"},
+    "drawing.channel_facts": {"drawing.arrangements", "drawing.channel_statistics", "records"},
     "drawing.color_pictures": {
-        "drawing.arrangements",
+        "drawing.captions",
         "drawing.channel_facts",
         "drawing.channel_statistics",
         "drawing.colormaps",
@@ -529,6 +533,7 @@ IMPORTS: dict[str, set[str]] = {
     "drawing.norms": {"drawing.scales", "errors"},
     "drawing.photographs": {"framing", "picture_files", "registration", "resampling"},
     "resampling": {"preprocessing"},
+    "drawing.captions": set(),
 }
 
 # What each heavy package may be imported by.

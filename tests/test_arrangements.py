@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxfeat.drawing import arrangements, tilings
-from onnxfeat.drawing.arrangements import Arrangement, description, remarks
+from onnxfeat.drawing.arrangements import Arrangement
+from onnxfeat.drawing.captions import description, remarks
 from onnxfeat.drawing.channel_statistics import statistics
 from onnxfeat.drawing.pictures import belt, grid
 from onnxfeat.drawing.scales import normalize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from onnxfeat.drawing.encoders import Encoder, Format, check_format, encoder
 from onnxfeat.drawing.file_names import RUN_FILE, layer_files
 from onnxfeat.drawing.painting import paint
-from onnxfeat.drawing.sharing import LayerTracker, Shared
+from onnxfeat.drawing.sharing import LayerTracker, Shared, refuse_iterator
 from onnxfeat.drawing.sheets import paint_sheet, row_of
 from onnxfeat.drawing.styles import Style, styled
 from onnxfeat.drawing.subjects import why_not_drawable
@@ -91,16 +91,12 @@ def save_animation(
     """
     check_format(format)
     style = _for_animations(styled(style, choices))
-    if isinstance(runs, Iterator):
-        raise PictureError(
-            "the runs are an iterator, which gives them only once, and an animation needs them twice: pass what "
-            "`FeatureExtractor.stream` returns, or a list"
-        )
+    runs = [runs] if isinstance(runs, Features) else runs
+    refuse_iterator(runs, "an animation needs them twice")
     if duration is not None and not 0 < duration <= MAX_DURATION:
         raise PictureError(
             f"duration is {duration}, ms for each frame: pass a number above 0 and up to {MAX_DURATION:,}, such as 100"
         )
-    runs = [runs] if isinstance(runs, Features) else runs
     with whole_folder(Path(folder), overwrite=overwrite) as scratch:
         refuse_existing_in(Path(folder), Path(RUN_FILE), overwrite)  # before the work, which may take minutes
         survey, record, files = _Survey(style), dict[str, Any](), dict[str, str]()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from onnxfeat.drawing.arrangements import Arrangement
 from onnxfeat.drawing.channel_statistics import ChannelStatistics
+from onnxfeat.records import FeatureMap
 
 _DIGITS = 9  # of values: all that float32 has, as they may lie close together far from 0
 
@@ -41,6 +42,11 @@ def constancy_facts(found: ChannelStatistics) -> dict[str, Any]:
         "infinite_values": int(found.infinite.sum()),
         "not_finite_values": int(found.not_finite.sum()),
     }
+
+
+def saturation_facts(feature_map: FeatureMap) -> dict[str, float]:
+    """Return the share of values that were cut off where a layer was quantized; nothing of other layers."""
+    return {} if feature_map.saturated is None else {"saturated": round(feature_map.saturated, 6)}
 
 
 def rounded(numbers_: NDArray[np.floating[Any]], digits: int = 6) -> list[float]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import remarks, shape_words
+from onnxfeat.drawing.captions import remarks, shape_words
 from onnxfeat.drawing.channel_facts import constancy_facts, rounded
-from onnxfeat.drawing.channel_statistics import ChannelStatistics, not_finite, statistics
+from onnxfeat.drawing.channel_statistics import not_finite, statistics
 from onnxfeat.drawing.colormaps import INFINITE_COLOR, NAN_COLOR
-from onnxfeat.drawing.legends import Legend, marks_of, number, operator_of
+from onnxfeat.drawing.legends import Legend, counts_of, marks_of, number, operator_of
 from onnxfeat.drawing.overlays import Laid, chosen_of, default_colormap, lay_over
 from onnxfeat.drawing.pictures import picture_of, tile
 from onnxfeat.drawing.reductions import PcaBasis, pca_basis, rgb
@@ -82,7 +82,7 @@ def components_of(feature_map: FeatureMap, index: int, style: Style, shared: Sha
         title=f"{feature_map.name}: principal components of {feature_map.channels:,} channels",
         subtitle=", ".join([operator_of(feature_map.layer), shape_words(facts), *remarks(facts)]),
         colors=np.stack(shown, axis=-1),
-        legend=Legend(ends=(), note=components_note(basis), marks=marks_of(**_counts(found))),
+        legend=Legend(ends=(), note=components_note(basis), marks=marks_of(**counts_of(found))),
         colormap=style.colors,
         facts=facts,
     )
@@ -133,8 +133,7 @@ def overlay_of(
     what = f"channel {channel}" if channel is not None else f"{reduce} of {feature_map.channels:,} channels"
     ends = _ends_of(laid)
     found = statistics(feature_map.array[index : index + 1])
-    signed = laid.heat.signed if laid.scale is None else laid.scale.signed
-    colormap = style.colormap or default_colormap(signed=signed)
+    colormap = style.colormap or default_colormap(signed=laid.scale is not None and laid.scale.signed)
     sides = dict(zip(("channels", "height", "width"), feature_map.shape[1:], strict=True))
     facts = {
         **sides,
@@ -154,7 +153,7 @@ def overlay_of(
         legend=Legend(
             ends=tuple(number(x) for x in (ends[0], sum(ends) / 2, ends[1])) if ends and ends[1] > 0 else (),
             note="; ".join(_notes_of(laid, what)),
-            marks=marks_of(**_counts(found)),
+            marks=marks_of(**counts_of(found)),
         ),
         colormap=colormap,
         facts=facts,
@@ -186,8 +185,3 @@ def _notes_of(laid: Laid, what: str) -> list[str]:
 
 def _component_facts(basis: PcaBasis) -> dict[str, list[float]]:
     return {"explained": rounded(basis.explained), "deviations": rounded(basis.high / 2)}
-
-
-def _counts(found: ChannelStatistics) -> dict[str, int]:
-    counts = {"nan": found.nan, "infinite": found.infinite, "constant": found.constant, "dead": found.dead}
-    return {name: int(count.sum()) for name, count in counts.items()}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from onnxfeat.drawing.arrangements import description
+from onnxfeat.drawing.captions import description
 from onnxfeat.drawing.colormaps import color_table
 from onnxfeat.drawing.file_names import RUN_FILE, folder_names, layer_files
 from onnxfeat.drawing.legends import scale_note
 from onnxfeat.drawing.overlays import why_not_laid
 from onnxfeat.drawing.painting import paint, paint_overlay
-from onnxfeat.drawing.sharing import ALONE, Shared, shared_by_layer
+from onnxfeat.drawing.sharing import ALONE, Shared, refuse_iterator, shared_by_layer
 from onnxfeat.drawing.sheets import Row, paint_sheet, refuse_large, row_of
 from onnxfeat.drawing.styles import Style, styled
 from onnxfeat.drawing.subjects import why_not_drawable
@@ -127,7 +127,7 @@ def save_pictures(
     with whole_folder(Path(folder), overwrite=overwrite) as scratch:
         refuse_existing_in(Path(folder), Path(RUN_FILE), overwrite)  # before the work, which may take minutes
         if not style.in_one_pass:
-            _refuse_iterator(runs)
+            refuse_iterator(runs, "what pictures share is found before the first is drawn")
             shared = shared_by_layer(runs, style, progress)
         artist = _Artist(style=style, format=format, save_arrays=save_arrays, shared=shared, progress=progress)
         for run in runs:
@@ -155,14 +155,6 @@ def _check_formats(style: Style, picture: str, array: str | None) -> None:
             raise PictureError(f"{name} {value!r} is unknown: choose {quote([x for x in known if x])}")
     if style.arrange == "sheet" and picture in ("svg", "pdf"):
         raise PictureError(f"{picture} is for single layers, and not for a sheet: choose png or webp")
-
-
-def _refuse_iterator(runs: Iterable[Features]) -> None:
-    if isinstance(runs, Iterator):
-        raise PictureError(
-            "the runs are an iterator, which gives them only once, and what pictures share is found before the first "
-            "is drawn: pass what `FeatureExtractor.stream` returns, or a list"
-        )
 
 
 def _pictures_of(run: Features, pictures: _Pictures, scratch: Path) -> list[_Picture]:
@@ -210,6 +202,7 @@ class _Artist:
         shared: Layer name to what its pictures share.
         progress: Called with the name of each file.
         rows: Number and name of the layer, and position of the picture, to a row of the sheet.
+        height: Pixels of all rows.
     """
 
     style: Style
@@ -218,6 +211,7 @@ class _Artist:
     shared: Mapping[str, Shared]
     progress: Callable[[str], None] | None
     rows: dict[tuple[int, str, int], Row] = field(default_factory=dict)
+    height: int = 0
 
     def draw(self, run: Features, pictures: Sequence[_Picture]) -> dict[str, str]:
         """Write the pictures of a run or a part of one; return the layers that can't be drawn, with the reason."""
@@ -242,7 +236,8 @@ class _Artist:
             number, file = files[name]
             if isinstance(made, Row):
                 self.rows[number, name, picture.position] = made
-                refuse_large(len(self.rows), sum(row.pixels.shape[0] for row in self.rows.values()))  # not after all
+                self.height += made.pixels.shape[0]
+                refuse_large(len(self.rows), self.height)  # not after all the work
                 entry = {"layer": name, **made.facts}
             else:
                 entry = {"layer": name, "file": file, **made}
@@ -272,7 +267,7 @@ class _Artist:
         feature_map, shared, style = run[name], self.shared.get(name, ALONE), self.style
         if style.arrange == "sheet":
             return row_of(feature_map, index, style, shared, picture=run.pictures[index])
-        title, photograph = feature_map.name, _photograph_of(run, index) if style.overlay else None
+        photograph = _photograph_of(run, index) if style.overlay else None
         if self.format in ("svg", "pdf"):
             from onnxfeat.drawing.vector_pages import save_figure  # late: matplotlib takes longer than drawing
 
@@ -282,7 +277,7 @@ class _Artist:
         else:
             drawing = paint(feature_map, index, style=style, shared=shared)
         words = f"{description(drawing.facts)}; {scale_note(style)}"
-        write_picture(drawing, path, title=title, description=words, density=style.density)
+        write_picture(drawing, path, title=name, description=words, density=style.density)
         return dict(drawing.facts)
 
     def _save_array(self, feature_map: FeatureMap, index: int, picture: _Picture, file: str) -> str:

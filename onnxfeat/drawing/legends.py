@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onnxfeat.drawing.arrangements import Arrangement, remarks, shape_words
+from onnxfeat.drawing.arrangements import Arrangement
+from onnxfeat.drawing.captions import remarks, shape_words
 from onnxfeat.drawing.channel_statistics import ChannelStatistics
 from onnxfeat.drawing.colormaps import INFINITE, NAN
 from onnxfeat.drawing.ordering import ChannelOrder
@@ -55,7 +56,7 @@ def legend_of(found: Arrangement, style: Style, counted: ChannelStatistics | Non
     if found.facts.get("numbers") and style.scale_over == "channel":
         style = replace(style, scale_over="layer")  # each channel is one number, which has no scale
     note = scale_note(style)
-    if has_no_value(found):
+    if found.empty.all():
         ends, note = (), "no value is finite"
     return Legend(
         ends=ends,
@@ -69,10 +70,10 @@ def legend_of(found: Arrangement, style: Style, counted: ChannelStatistics | Non
     )
 
 
-def has_no_value(found: Arrangement) -> bool:
-    """Return whether none of the values that are drawn is finite."""
-    sides = [found.facts[side] for side in ("depth", "height", "width") if side in found.facts]
-    return bool((found.statistics.not_finite[0, found.channels] >= math.prod(sides)).all())
+def counts_of(found: ChannelStatistics) -> dict[str, int]:
+    """Return how many values are not finite, and how many channels have no contrast, by the words of `marks_of`."""
+    counts = {"nan": found.nan, "infinite": found.infinite, "constant": found.constant, "dead": found.dead}
+    return {name: int(count.sum()) for name, count in counts.items()}
 
 
 def marks_of(*, nan: int, infinite: int, constant: int, dead: int) -> tuple[tuple[int, str], ...]:
@@ -100,8 +101,8 @@ def ends_of(scale: Scale, *, alone: bool = False) -> tuple[str, str, str]:
             "symmetric": ("-greatest", "0", "+greatest"),
         }.get(scale.method, ("lower end", "", "upper end"))
     low, middle, high = scale.values_at([0.0, 0.5, 1.0])[0, 0]
-    least = (high - low) / 1000  # a quarter of a color: less is 0
     span = high - low
+    least = span / 1000  # a quarter of a color: less is 0
     low, middle, high = (value if abs(value) >= least else 0.0 for value in (low, middle, high))
     return number(low, span), number(middle, span), number(high, span)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.drawing.arrangements import Arrangement, arrange
-from onnxfeat.drawing.channel_facts import channel_facts
+from onnxfeat.drawing.channel_facts import channel_facts, saturation_facts
 from onnxfeat.drawing.channel_statistics import ChannelStatistics, statistics
 from onnxfeat.drawing.color_pictures import ColorPicture, components_of, overlay_of
 from onnxfeat.drawing.colormaps import INFINITE, NAN, STEPS, color_table, frame_table
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _NUMBER, _LEAST_NUMBERED = 10, 20  # pixels: size of a channel's number, and the least cell that bears one
-_LARGE = 512  # pixels: what a photograph is enlarged to
 _LEAST_SCALED = 96  # pixels: the least cell that bears its own scale
 _MOST_SLICES = 1024  # whose channel and slice are written one by one
 _LEAST_STROKE = 3  # pixels: the least cell that is struck through
@@ -104,9 +103,7 @@ def paint(
     counted = counted_of(feature_map, index, style, shared)
     feature_map, style, title, more = as_drawn(feature_map, style)
     found = arrange(feature_map, index, style=style, shared=shared, steps=STEPS if style.frame else LEVELS)
-    facts = {**found.facts, **more, **channel_facts(found, counted)}
-    if feature_map.saturated is not None:
-        facts["saturated"] = round(feature_map.saturated, 6)
+    facts = {**found.facts, **more, **channel_facts(found, counted), **saturation_facts(feature_map)}
     if not style.frame:
         return Drawing(pixels=found.levels, palette=color_table(style.colors).tobytes(), facts=facts)
     page = Page(
@@ -271,11 +268,9 @@ def _labels(found: Arrangement, width: int, density: int) -> NDArray[np.uint8] |
     if found.scale.over == "channel" and width >= _LEAST_SCALED * density and found.facts["arrangement"] != "slices":
         scale = found.scale.of_channels(found.channels)
         ends = zip(found.channels.tolist(), scale.low[0], scale.high[0], strict=True)
-        cells = found.facts["height"] * found.facts["width"]
-        empty = found.statistics.not_finite[0, found.channels] >= cells  # nothing has a value, and so no scale
         texts = [
             f"{channel}" if none else f"{channel}   {number(low, high - low)} to {number(high, high - low)}"
-            for (channel, low, high), none in zip(ends, empty, strict=True)
+            for (channel, low, high), none in zip(ends, found.empty, strict=True)  # without a value there is no scale
         ]
         if max(text_width(text, size) for text in texts) <= width:
             return columns_of(texts, size, width)

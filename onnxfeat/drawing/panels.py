@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import Arrangement, arrange, remarks
+from onnxfeat.drawing.arrangements import Arrangement, arrange
+from onnxfeat.drawing.captions import remarks
 from onnxfeat.drawing.cell_marks import CellMarks, cell_marks
+from onnxfeat.drawing.color_pictures import components_of
 from onnxfeat.drawing.colormaps import INFINITE, INFINITE_COLOR, NAN, NAN_COLOR
 from onnxfeat.drawing.legends import ends_of, legend_of, number, order_words, scale_note, words_of
 from onnxfeat.drawing.norms import norm_name, norm_of_scale
-from onnxfeat.drawing.painting import as_drawn, paint
+from onnxfeat.drawing.painting import as_drawn
 from onnxfeat.drawing.pictures import picture_of, tile
 from onnxfeat.drawing.styles import Style
 from onnxfeat.drawing.subjects import subject_of
@@ -285,21 +287,20 @@ def _interpolation(ax: Axes, shape: tuple[int, int]) -> str:
 
 def _components(feature_map: FeatureMap, index: int, style: Style, cmap: Colormap) -> Cells:
     """Return the first three principal components as red, green and blue."""
-    drawing = paint(feature_map, index, style=style)
-    shares = ", ".join(f"{share:.0%}" for share in drawing.facts["explained"])
-    name = f"{feature_map.name}: principal components of {feature_map.channels:,} channels"
-    words = (f"{shares} of the variance", *remarks(drawing.facts))
+    found = components_of(feature_map, index, style)
+    shares = ", ".join(f"{share:.0%}" for share in found.facts["explained"])
+    words = (f"{shares} of the variance", *remarks(found.facts))
     return Cells(
-        name=name,
+        name=found.title,
         details=words,
         listed="",
         words=words,
         note="red, green, blue: the first three components",
         ends=(),
-        facts={**drawing.facts, "arrangement": "channel"},
+        facts={**found.facts, "arrangement": "channel"},
         drawn=1,
-        shape=(drawing.pixels.shape[0], drawing.pixels.shape[1]),
-        values=drawing.pixels,
+        shape=(found.colors.shape[0], found.colors.shape[1]),
+        values=found.colors,
         norm=None,
         cmap=cmap,
         units=False,

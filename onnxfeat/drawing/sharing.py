@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from onnxfeat.drawing.channel_statistics import BatchStatistics, ChannelStatistics, statistics
@@ -12,6 +12,7 @@ from onnxfeat.drawing.reductions import BatchPca, PcaBasis, reduced
 from onnxfeat.drawing.scales import BatchScale, Scale
 from onnxfeat.drawing.styles import Style
 from onnxfeat.drawing.subjects import subject_of, why_not_drawable
+from onnxfeat.errors import PictureError
 from onnxfeat.records import FeatureMap, Features
 
 
@@ -96,6 +97,15 @@ class LayerTracker:
             scale=self._scale.scale(),
             order=self._order.order() if self._style.reduce is None else None,
             known=self._statistics.whole() if self._frames else None,
+        )
+
+
+def refuse_iterator(runs: Iterable[Features], why: str) -> None:
+    """Raise a `PictureError` that says why, if runs that pass twice could be had only once."""
+    if isinstance(runs, Iterator):
+        raise PictureError(
+            f"the runs are an iterator, which gives them only once, and {why}: pass what `FeatureExtractor.stream` "
+            f"returns, or a list"
         )
 
 

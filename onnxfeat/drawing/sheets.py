@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfeat.drawing.arrangements import arrange, remarks, shape_words
+from onnxfeat.drawing.arrangements import arrange
+from onnxfeat.drawing.captions import remarks, shape_words
 from onnxfeat.drawing.channel_facts import channel_facts
 from onnxfeat.drawing.colormaps import PAPER, STEPS, frame_table
-from onnxfeat.drawing.legends import Legend, ends_of, has_no_value, marks_of, operator_of, scale_note
+from onnxfeat.drawing.legends import Legend, counts_of, ends_of, marks_of, operator_of, scale_note
 from onnxfeat.drawing.lettering import line_height, text_width
 from onnxfeat.drawing.pages import MARGIN, Block, Page, bar_colors
-from onnxfeat.drawing.painting import Drawing, body_of, counted_of
-from onnxfeat.drawing.reductions import reduced
+from onnxfeat.drawing.painting import Drawing, as_drawn, body_of, counted_of
 from onnxfeat.drawing.sharing import ALONE, Shared
 from onnxfeat.drawing.styles import Style
 from onnxfeat.drawing.subjects import subject_of
@@ -65,8 +65,7 @@ def row_of(feature_map: FeatureMap, index: int, style: Style, shared: Shared = A
     if style.reduce == "pca":
         raise PictureError("principal components have colors of their own, a sheet has one scale: choose another")
     count, counted = feature_map.channels, counted_of(feature_map, index, style, shared)
-    if style.reduce is not None:
-        feature_map = reduced(feature_map, style.reduce)
+    feature_map, _, _, more = as_drawn(feature_map, style)
     fitting, zoom = _fitting(subject_of(feature_map).array.shape[2:], style)
     row_style = replace(style, arrange="belt", zoom=style.zoom or zoom, reduce=None, overlay=False)
     if shared.order is None:
@@ -84,20 +83,13 @@ def row_of(feature_map: FeatureMap, index: int, style: Style, shared: Shared = A
         words[1] = f"{style.reduce} of {words[1].replace('1 channel', f'{count:,} channels', 1)}"
     elif shown < found.order.total:
         words.append(f"{'first ' if style.order == 'index' else ''}{shown} shown")
-    statistics = found.statistics if counted is None else counted
-    more = {} if counted is None else {"reduced_channels": count}
     ends = ends_of(found.scale.of_channels(found.channels[:1]), alone=shown == 1)
     return Row(
         layer=feature_map.name,
         words=", ".join(words),
         picture=picture,
-        ends=("no value is finite", "", "") if has_no_value(found) else ends,
-        marks={
-            "nan": int(statistics.nan.sum()),
-            "infinite": int(statistics.infinite.sum()),
-            "constant": int(statistics.constant.sum()),
-            "dead": int(statistics.dead.sum()),
-        },
+        ends=("no value is finite", "", "") if found.empty.all() else ends,
+        marks=counts_of(counted or found.statistics),
         pixels=pixels[: body.height, : body.width],
         facts={**found.facts, **more, "channels_shown": shown, **channel_facts(found, counted)},
     )

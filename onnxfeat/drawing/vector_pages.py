@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfeat.drawing.arrangements import Arrangement, arrange
-from onnxfeat.drawing.channel_facts import channel_facts
+from onnxfeat.drawing.channel_facts import channel_facts, saturation_facts
 from onnxfeat.drawing.color_pictures import ColorPicture, components_of, overlay_of
 from onnxfeat.drawing.colormaps import PAPER, STEPS, frame_table
 from onnxfeat.drawing.legends import STROKE, Legend, legend_of, number, words_of
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _MARGIN, _LEAST_WIDTH = 12, 380
 _TITLE, _TEXT, _SMALL, _NUMBER = 16, 11, 10, 8
 _BAR, _BAR_HEIGHT, _SWATCH = 220, 10, 9
-_LARGE = 512  # longer side of a picture of components
 _LEAST_SCALED = 96  # width of a channel that bears its own scale
 _WIDER = 1.15  # DejaVu Sans, the font of matplotlib, against the one that `lettering` measures
 _INK, _MUTED = "#202124", "#5f6062"
@@ -49,29 +48,6 @@ class _Label:
     left: float
     top: float
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Content:
-    """What a page holds.
-
-    Attributes:
-        title: First line.
-        subtitle: Lines below it.
-        colors: The picture, `uint8` (rows, columns, 3), a point for each pixel.
-        labels: Texts on it.
-        legend: What explains its colors.
-        colormap: Name of the colormap of the legend's bar.
-        facts: What it shows, as JSON data.
-    """
-
-    title: str
-    subtitle: str
-    colors: NDArray[np.uint8]
-    labels: tuple[_Label, ...]
-    legend: Legend
-    colormap: str
-    facts: Mapping[str, Any]
 
 
 def save_figure(
@@ -118,50 +94,40 @@ def save_figure(
     import matplotlib
 
     style = replace(style, hidpi=False)
+    labels: tuple[_Label, ...] = ()
     if style.overlay and photograph is not None:
-        content = _of_colors(overlay_of(feature_map, photograph, index, style, shared))
+        content = overlay_of(feature_map, photograph, index, style, shared)
     elif style.reduce == "pca":
-        content = _of_colors(components_of(feature_map, index, style, shared))
+        content = components_of(feature_map, index, style, shared)
     else:
-        content = _of_channels(feature_map, index, style, shared)
+        content, labels = _of_channels(feature_map, index, style, shared)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        figure = _page(content, frame_table(content.colormap)) if style.frame else _bare(content)
+        figure = _page(content, labels, frame_table(content.colormap)) if style.frame else _bare(content)
         metadata = {"Title": _printable(content.title), **_METADATA[ending]}
         figure.savefig(path, format=ending, dpi=72, metadata=metadata)
     return dict(content.facts)
 
 
-def _of_channels(feature_map: FeatureMap, index: int, style: Style, shared: Shared) -> _Content:
+def _of_channels(
+    feature_map: FeatureMap, index: int, style: Style, shared: Shared
+) -> tuple[ColorPicture, tuple[_Label, ...]]:
+    """Return the channels of a layer, and the texts on them."""
     counted = counted_of(feature_map, index, style, shared)
     feature_map, style, title, more = as_drawn(feature_map, style)
     found = arrange(feature_map, index, style=style, shared=shared, steps=STEPS)
-    facts = {**found.facts, **more, **channel_facts(found, counted)}
-    if feature_map.saturated is not None:
-        facts["saturated"] = round(feature_map.saturated, 6)
+    facts = {**found.facts, **more, **channel_facts(found, counted), **saturation_facts(feature_map)}
     body = body_of(found, style)
-    return _Content(
+    picture = ColorPicture(
         title=title,
         subtitle=", ".join(words_of(feature_map.layer, found, style)),
         colors=frame_table(style.colors)[_picture(body)],
-        labels=tuple(_labels(found, body)) if style.frame else (),
         legend=legend_of(found, style, counted),
         colormap=style.colors,
         facts=facts,
     )
-
-
-def _of_colors(found: ColorPicture) -> _Content:
-    return _Content(
-        title=found.title,
-        subtitle=found.subtitle,
-        colors=found.colors,
-        labels=(),
-        legend=found.legend,
-        colormap=found.colormap,
-        facts=found.facts,
-    )
+    return picture, tuple(_labels(found, body)) if style.frame else ()
 
 
 def _picture(body: Body) -> NDArray[np.uint8]:
@@ -200,14 +166,14 @@ def _labels(found: Arrangement, body: Body) -> list[_Label]:
     return labels
 
 
-def _bare(content: _Content) -> Figure:
+def _bare(content: ColorPicture) -> Figure:
     """Return a figure of the picture alone."""
     canvas = _Canvas(*content.colors.shape[:2])
     canvas.image(content.colors, 0, 0)
     return canvas.figure
 
 
-def _page(content: _Content, palette: NDArray[np.uint8]) -> Figure:
+def _page(content: ColorPicture, labels: Sequence[_Label], palette: NDArray[np.uint8]) -> Figure:
     """Return a figure with title, picture and legend below each other, as on a painted page."""
     rows, columns = content.colors.shape[:2]
     width = max(columns, _LEAST_WIDTH)
@@ -223,7 +189,7 @@ def _page(content: _Content, palette: NDArray[np.uint8]) -> Figure:
     for place, part in enumerate(under):
         canvas.text(part, _MARGIN, _MARGIN + line_height(_TITLE) + place * line_height(_TEXT), _TEXT)
     canvas.image(content.colors, _MARGIN, top)
-    for label in content.labels:
+    for label in labels:
         canvas.text(label.text, _MARGIN + label.left, top + label.top, _NUMBER)
     _draw_legend(canvas, content.legend, notes, palette, bottom)
     return canvas.figure
