@@ -149,6 +149,12 @@ def test_only_vectors_asked_for_where_there_are_none_is_an_error() -> None:
         select(LAYERS[:1], "kind:vector")
 
 
+@pytest.mark.parametrize("selection", ["-:", ":-", "-:-"])
+def test_a_minus_without_a_number_is_no_range(selection: str) -> None:
+    with pytest.raises(LayerError, match=f"no layer matches '{selection}'"):
+        select(LAYERS, selection)
+
+
 @pytest.mark.parametrize("selection", [None, "!conv2d"])
 def test_a_model_without_conv_and_pool_layers_says_what_else_to_choose(selection: str | None) -> None:
     with pytest.raises(

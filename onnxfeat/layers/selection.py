@@ -26,7 +26,7 @@ DEFAULT = "kind:conv,kind:pool,!kind:vector"
 
 _KINDS = (*get_args(Kind), "vector", "any")
 _POSITION = re.compile(r"-?\d{1,18}")
-_RANGE = re.compile(r"(-?\d{0,18}):(-?\d{0,18})")
+_RANGE = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?")
 
 
 def select(layers: Sequence[Layer], selection: str | Sequence[str] | None = None) -> tuple[Layer, ...]:
