@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from onnxfeat.errors import OnnxfeatError, PictureError
+from onnxfeat.files import sha256_of
 
 Picture = str | Path | Image.Image | NDArray[Any]
 """A picture: path of a file that Pillow reads or of a `.npy` array, PIL image, or array."""
@@ -62,6 +63,16 @@ def size_of_file(path: Path) -> tuple[int, int]:
     """Return height and width of a picture file, which its header tells."""
     with readable_file(path), Image.open(path) as image:
         return image.height, image.width
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a picture file as 64 hexadecimal digits.
+
+    Raises:
+        PictureError: The file can't be read.
+    """
+    with readable_file(path):
+        return sha256_of(path)
 
 
 def _opened(path: Path) -> Image.Image:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,13 +15,16 @@ from onnxfeat.drawing.file_names import RUN_FILE, folder_names, layer_files
 from onnxfeat.drawing.legends import scale_note
 from onnxfeat.drawing.overlays import why_not_laid
 from onnxfeat.drawing.painting import paint, paint_overlay
+from onnxfeat.drawing.picture_numbers import PictureNumber, PictureNumbers
 from onnxfeat.drawing.sharing import ALONE, Shared, refuse_iterator, shared_by_layer
 from onnxfeat.drawing.sheets import Row, paint_sheet, refuse_large, row_of
 from onnxfeat.drawing.styles import Style, styled
 from onnxfeat.drawing.subjects import why_not_drawable
+from onnxfeat.drawing.threads import in_threads
 from onnxfeat.drawing.writing import ArrayFormat, PictureFormat, append_array, run_record, run_text, write_picture
 from onnxfeat.errors import PictureError, quote
-from onnxfeat.files import refuse_existing_in, sha256_of, whole_folder
+from onnxfeat.files import refuse_existing_in, whole_folder
+from onnxfeat.picture_files import digest_of
 from onnxfeat.records import FeatureMap, Features
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from onnxfeat.drawing.styles import StyleChoices
 
 _REASONS = 5  # that an error tells at most
-_MOST_THREADS = 8  # each holds a picture
 _ARRAYS = "maps.npz"
 
 
@@ -45,7 +45,6 @@ class _Picture:
         name: Its name.
         preprocessed: Whether it was taken as it is.
         file: Path and SHA-256 of its file, where it came from one.
-        source: Model and layers of the run.
         folder: Where its files are until all names are known.
         layers: Layer name to number of its file and entry in run.json.
     """
@@ -54,7 +53,6 @@ class _Picture:
     name: str
     preprocessed: bool
     file: Mapping[str, str]
-    source: tuple[str, tuple[str, ...]]
     folder: Path
     layers: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
 
@@ -63,8 +61,8 @@ class _Picture:
         return {"picture": self.name, **self.file, "preprocessed": self.preprocessed, "layers": layers}
 
 
-_Pictures = dict[tuple[int, int], _Picture]
-"""Number of the run and position of the picture in it, to what has been drawn of it."""
+_Pictures = dict[PictureNumber, _Picture]
+"""Number of a picture to what has been drawn of it."""
 
 
 def save_pictures(
@@ -124,6 +122,7 @@ def save_pictures(
     record: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     pictures: _Pictures = {}
+    numbers = PictureNumbers()
     with whole_folder(Path(folder), overwrite=overwrite) as scratch:
         refuse_existing_in(Path(folder), Path(RUN_FILE), overwrite)  # before the work, which may take minutes
         if not style.in_one_pass:
@@ -133,7 +132,7 @@ def save_pictures(
         for run in runs:
             record = record or run_record(run, style, format) | {"arrays": save_arrays}
             left_out |= run.left_out
-            left_out |= artist.draw(run, _pictures_of(run, pictures, scratch))
+            left_out |= artist.draw(run, _pictures_of(run, numbers.of(run), pictures, scratch))
             del run  # its maps, before those of the next part are computed
         ordered = [pictures[position] for position in sorted(pictures)]
         _refuse_nothing(ordered, left_out)
@@ -157,38 +156,24 @@ def _check_formats(style: Style, picture: str, array: str | None) -> None:
         raise PictureError(f"{picture} is for single layers, and not for a sheet: choose png or webp")
 
 
-def _pictures_of(run: Features, pictures: _Pictures, scratch: Path) -> list[_Picture]:
-    """Return what was drawn of the pictures of a run or of a part of one; make an entry for those that are new.
-
-    A part belongs to the run before it if it is of the same model and layers, and its pictures are new or lack its
-    layers.
-    """
-    source = (run.sha256, run.layers)
-    number = 0
-    if pictures:
-        number, _ = latest = next(reversed(pictures))
-        before = [pictures.get((number, run.first + index)) for index in range(len(run.pictures))]
-        is_part = bool(run.layers) and pictures[latest].source == source
-        for known, name in zip(before, run.pictures, strict=True):
-            is_part &= known is None or (known.name == name and not known.layers.keys() & run.maps.keys())
-        number += not is_part
-    for index, (name, preprocessed) in enumerate(zip(run.pictures, run.preprocessed, strict=True)):
-        if (number, run.first + index) not in pictures:
-            photograph = run.photographs[index] if run.photographs else None
-            file = {}
-            if isinstance(photograph, str | Path):
-                file = {"file": str(photograph), "sha256": sha256_of(Path(photograph))}
+def _pictures_of(run: Features, numbers: Sequence[PictureNumber], pictures: _Pictures, scratch: Path) -> list[_Picture]:
+    """Return what was drawn of the pictures of a run or of a part of one; make an entry for those that are new."""
+    for index, number in enumerate(numbers):
+        if number in pictures:
+            continue
+        photograph = run.photographs[index] if run.photographs else None
+        file = {}
+        if isinstance(photograph, str | Path):
+            file = {"file": str(photograph), "sha256": digest_of(Path(photograph))}
+        pictures[number] = _Picture(
+            position=len(pictures),
+            name=run.pictures[index],
+            preprocessed=run.preprocessed[index],
+            file=file,
             # The space keeps the folder apart from any final name.
-            place = scratch / f"picture {len(pictures)}"
-            pictures[number, run.first + index] = _Picture(
-                position=len(pictures),
-                name=name,
-                preprocessed=preprocessed,
-                file=file,
-                source=source,
-                folder=place,
-            )
-    return [pictures[number, run.first + index] for index in range(len(run.pictures))]
+            folder=scratch / f"picture {len(pictures)}",
+        )
+    return [pictures[number] for number in numbers]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -231,8 +216,8 @@ class _Artist:
             return *place, self._draw(run, name, index, picture.folder / files[name][1])
 
         # matplotlib is not made for threads.
-        threads = 1 if self.format in ("svg", "pdf") else min(_MOST_THREADS, os.cpu_count() or 1)
-        for picture, index, name, made in _in_threads(work, works, threads):
+        threads = 1 if self.format in ("svg", "pdf") else None
+        for picture, index, name, made in in_threads(work, works, threads):
             number, file = files[name]
             if isinstance(made, Row):
                 self.rows[number, name, picture.position] = made
@@ -298,18 +283,6 @@ def _photograph_of(run: Features, index: int) -> Any:
             f"{run.pictures[index]} was taken as preprocessed, so there is no photograph to draw over: pass a picture"
         )
     return photograph
-
-
-def _in_threads(work: Callable[[Any], Any], places: Sequence[Any], threads: int) -> Iterator[Any]:
-    """Yield what the work makes of each place, in their order."""
-    if threads == 1 or len(places) < 2:
-        yield from map(work, places)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            yield from pool.map(work, places)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _refuse_nothing(pictures: Sequence[_Picture], left_out: Mapping[str, str]) -> None:

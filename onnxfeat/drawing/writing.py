@@ -109,11 +109,11 @@ def run_record(run: Features, style: Style, format_: str) -> dict[str, Any]:
         "colormap": None if style.reduce == "pca" else style.colors,
         "style": style.to_json(),
         "format": format_,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of the packages that a run uses: those that have been loaded."""
     names: tuple[str, ...] = ("onnxruntime", "onnx", "matplotlib", "av")
     others = {name: str(sys.modules[name].__version__) for name in names if name in sys.modules}
