@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from onnxfeat.command_steps import planned, proven, still_pictures
 from onnxfeat.drawing_options import (
     Animate,
     Arranged,
@@ -34,13 +35,13 @@ from onnxfeat.drawing_options import (
     Zoom,
     style_of,
 )
-from onnxfeat.errors import PictureError
 from onnxfeat.files import sha256_of
 from onnxfeat.options import (
     AsJson,
     Color,
     Debug,
     Fill,
+    Images,
     Inputs,
     Layers,
     MaxBytes,
@@ -51,6 +52,7 @@ from onnxfeat.options import (
     Quiet,
     Resampler,
     Resize,
+    Runner,
     Scale,
     Shape,
     Size,
@@ -58,33 +60,24 @@ from onnxfeat.options import (
     changed_fields,
     given_inputs,
 )
-from onnxfeat.records import Provider
-from onnxfeat.terminal import errors_told, few, print_json, print_line, progress, say, stages, summary, verdict
+from onnxfeat.terminal import errors_told, print_json, print_line, progress, say, summary
+from onnxfeat.verdicts import verdict
 
 if TYPE_CHECKING:
     from onnxfeat.drawing.styles import Style
-    from onnxfeat.findings import Check
     from onnxfeat.running.extractor import FeatureExtractor
     from onnxfeat.running.frames import Frames
 
 
 def draw(
     model: Model,
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE...",
-            help="Pictures, folders of them, patterns, or .npy arrays.",
-            readable=False,
-            show_default=False,
-        ),
-    ],
+    images: Images,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.", readable=False, show_default=False),
     ],
     layers: Layers = None,
-    provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
+    provider: Runner = "auto",
     inputs: Inputs = None,
     max_bytes: MaxBytes = "1GiB",
     check_too: Annotated[
@@ -134,7 +127,6 @@ def draw(
     with errors_told(debug):
         logging.getLogger("onnxfeat").setLevel(logging.ERROR)  # the provider is told below, once
         from onnxfeat.running.extractor import FeatureExtractor
-        from onnxfeat.running.planning import readable
 
         style = style_of(
             bare=bare,
@@ -174,32 +166,16 @@ def draw(
             resampling=resampling,
             fill=fill,
         )
-        given = given_inputs(inputs)
-        extractor = FeatureExtractor(
-            model, layers=layers, provider=provider, preprocessing=changes, inputs=given, max_bytes=max_bytes
-        )
-        checked: Check | None = None
-        if check_too:
-            from onnxfeat.running.proof import check as check_model
-
-            with stages(quiet) as tell:
-                checked = check_model(
-                    model,
-                    _first(pictures),
-                    layers=layers,
-                    provider=provider,
-                    preprocessing=changes,
-                    inputs=given,
-                    max_bytes=max_bytes,
-                    progress=tell,
-                )
-        plan = extractor.plan(pictures)
-        if len(plan.passes) > 1:
-            say(
-                quiet,
-                f"the maps of a picture take {readable(plan.total)}: drawn in {len(plan.passes)} passes within "
-                f"{readable(plan.max_bytes)}",
-            )
+        settings: dict[str, Any] = {
+            "layers": layers,
+            "provider": provider,
+            "preprocessing": changes,
+            "inputs": given_inputs(inputs),
+            "max_bytes": max_bytes,
+        }
+        extractor = FeatureExtractor(model, **settings)
+        checked = proven(model, _first(pictures), quiet=quiet, settings=settings) if check_too else None
+        plan = planned(extractor, pictures, quiet=quiet)
         facts: dict[str, Any] = {
             "arguments": sys.argv[1:],
             "folder": str(Path.cwd()),
@@ -271,16 +247,12 @@ def _pictures(
     from onnxfeat.running.folders import picture_paths
 
     paths = picture_paths(images, videos=animate)
-    from onnxfeat.running.frames import VIDEO_SUFFIXES, Frames
-
     if not animate:
-        videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-        if videos:
-            raise PictureError(f"{videos[0]} is a video: add --animate to draw its frames, or pass a picture")
-        moving = [path.name for path in paths if path.suffix.lower() == ".gif" and Frames(path).count != 1]
-        if moving:
-            say(quiet, f"of several frames the first is drawn, --animate draws all: {few(moving)}")
-        return list(paths)
+        of_frames = "of several frames the first is drawn, --animate draws all"
+        return list(
+            still_pictures(paths, quiet=quiet, of_video="add --animate to draw its frames", of_frames=of_frames)
+        )
+    from onnxfeat.running.frames import Frames
 
     return [path if path.suffix.lower() == ".npy" else Frames(path, every=every or 1, limit=limit) for path in paths]
 

@@ -8,9 +8,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from onnxfeat.preprocessing import Aspect, ColorOrder, Interpolation, Preset, Resampling
+from onnxfeat.records import Provider
 
 # Paths are not checked by typer (`readable`): what is wrong with one is told by whoever opens it, in one sentence.
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", readable=False, show_default=False)]
+Images = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE...",
+        help="Pictures, folders of them, patterns, or .npy arrays.",
+        readable=False,
+        show_default=False,
+    ),
+]
 OutFile = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="OUT.onnx", help="The ONNX file.", readable=False, show_default=False),
@@ -25,6 +35,7 @@ Layers = Annotated[
         show_default=False,
     ),
 ]
+Runner = Annotated[Provider, typer.Option("--provider", help="Execution provider; auto is CUDA if it runs, else CPU.")]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

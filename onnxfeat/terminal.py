@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,27 +15,15 @@ from onnxfeat.drawing.captions import remarks
 from onnxfeat.errors import OnnxfeatError, OutputError
 from onnxfeat.findings import Check, Conversion, Replay
 from onnxfeat.records import Layer
+from onnxfeat.verdicts import few, printable
 
 _WIDEST = 200  # characters of a column
-_MOST_ACCEPTED = 0.05  # of a range; a copy that is further off is told so, and nobody is told to accept it
 
 
 def summary(record: dict[str, Any]) -> Iterator[str]:
     """Yield what a person should know about a run: provider, preprocessing, and what the pictures can't show."""
-    provider, preprocessing = record["provider"], record["preprocessing"]
-    note = f" ({provider['note']})" if provider["note"] else ""
-    yield f"ran on {provider['got'].removesuffix('ExecutionProvider')}{note}"
-    size = "x".join(str(side) for side in preprocessing["size"] or ()) or "the input's size"
+    yield from _conditions(record)
     pictures = record.get("pictures", [])  # an animation has frames, and each layer once
-    ready = [picture["picture"] for picture in pictures if picture["preprocessed"]]
-    if ready:
-        yield f"taken as preprocessed already: {few(ready)}"
-    if len(ready) < len(pictures) or "frames" in record:
-        yield (
-            f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
-            f"{_resize(preprocessing)}, times {preprocessing['scale']:.6g}, minus "
-            f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
-        )
     layers = record["layers"] if "frames" in record else [layer for picture in pictures for layer in picture["layers"]]
     channels = sum(layer.get("reduced_channels", layer.get("numbers", layer["channels"])) for layer in layers)
     constant = sum(len(layer["constant_channels"]) for layer in layers)
@@ -48,10 +35,7 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
         f"layers drawn: {len(layers)}{frames}, channels: {channels:,}, of them constant (flat): {constant:,}, "
         f"0 everywhere: {dead:,}"
     )
-    broken = [layer for layer in layers if layer["not_finite_values"]]
-    if broken:
-        count = sum(layer["not_finite_values"] for layer in broken)
-        yield f"{count:,} values are NaN or infinite, in {', '.join(sorted({layer['layer'] for layer in broken}))}"
+    yield from _not_finite((layer["layer"], layer["not_finite_values"]) for layer in layers)
     shares = {layer["layer"]: layer["saturated"] for layer in layers if layer.get("saturated")}
     if shares:
         worst = max(shares, key=lambda name: shares[name])
@@ -59,11 +43,61 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
     remarked = grouped((remark, layer["layer"]) for layer in layers for remark in remarks(layer))
     for remark, names in remarked.items():
         yield f"{remark}: {few(names)}"
-    for reason, names in grouped((reason, name) for name, reason in record["left_out"].items()).items():
-        yield f"not drawn: {few(names)}: {reason}"
+    yield from _left_out("not drawn", record)
     grids = list(dict.fromkeys(layer["layer"] for layer in layers if layer["arrangement"] == "grid"))
     if grids and record["style"]["arrange"] is None:
         yield f"too wide for one row, drawn as grids: {few(grids)}"
+
+
+def report_summary(record: dict[str, Any]) -> Iterator[str]:
+    """Yield what a person should know about a report: provider, preprocessing, and what the page can't show."""
+    yield from _conditions(record)
+    layers, pictures = record["layers"], record["pictures"]
+    yield (
+        f"layers shown: {len(layers)}{f' of {len(pictures):,} pictures' if len(pictures) > 1 else ''}, channels: "
+        f"{sum(layer['channels'] for layer in layers):,}, of them 0 everywhere: "
+        f"{sum(layer['dead_channels'] for layer in layers):,}; the page has {record['bytes']:,} bytes"
+    )
+    yield from _not_finite((layer["layer"], layer["nan_values"] + layer["infinite_values"]) for layer in layers)
+    coarse = grouped(
+        (f"{layer['cells_per_pixel']} cells along each axis", layer["layer"])
+        for layer in layers
+        if layer["cells_per_pixel"] > 1
+    )
+    for block, names in coarse.items():
+        yield f"shown coarser, each pixel the mean of {block}: {few(names)}"
+    yield from _left_out("not shown", record)
+
+
+def _conditions(record: dict[str, Any]) -> Iterator[str]:
+    """Yield which provider ran, and how the pictures were prepared."""
+    provider, preprocessing = record["provider"], record["preprocessing"]
+    note = f" ({provider['note']})" if provider["note"] else ""
+    yield f"ran on {provider['got'].removesuffix('ExecutionProvider')}{note}"
+    size = "x".join(str(side) for side in preprocessing["size"] or ()) or "the input's size"
+    pictures = record.get("pictures", [])
+    ready = [picture["picture"] for picture in pictures if picture["preprocessed"]]
+    if ready:
+        yield f"taken as preprocessed already: {few(ready)}"
+    if len(ready) < len(pictures) or "frames" in record:
+        yield (
+            f"preprocessing (from {preprocessing['source']}): {preprocessing['color']}, {size} "
+            f"{_resize(preprocessing)}, times {preprocessing['scale']:.6g}, minus "
+            f"{_listed(preprocessing['mean'])}, divided by {_listed(preprocessing['std'])}"
+        )
+
+
+def _not_finite(counts: Iterable[tuple[str, int]]) -> Iterator[str]:
+    """Yield how many values are no finite numbers, of layers with their counts."""
+    broken = [(name, count) for name, count in counts if count]
+    if broken:
+        total = sum(count for _, count in broken)
+        yield f"{total:,} values are NaN or infinite, in {', '.join(sorted({name for name, _ in broken}))}"
+
+
+def _left_out(what: str, record: dict[str, Any]) -> Iterator[str]:
+    for reason, names in grouped((reason, name) for name, reason in record["left_out"].items()).items():
+        yield f"{what}: {few(names)}: {reason}"
 
 
 def outcome(conversion: Conversion) -> Iterator[str]:
@@ -90,13 +124,6 @@ def outcome(conversion: Conversion) -> Iterator[str]:
         f"{conversion.seconds:.0f} s in all: largest error {worst.error:.1e} of the range, in {worst.name} "
         f"(its own rounding noise: {worst.noise:.1e})"
     )
-
-
-def few(names: Sequence[str]) -> str:
-    """Return names as a list that fits a line: past five, their number."""
-    unique = [_printable(name) for name in dict.fromkeys(names)]
-    more = f" and {len(unique) - 5} more" if len(unique) > 5 else ""
-    return ", ".join(unique[:5]) + more
 
 
 def _resize(preprocessing: dict[str, Any]) -> str:
@@ -173,113 +200,6 @@ def _print_replay(found: Replay) -> None:
     _print_columns(rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows])
 
 
-def verdict(found: Check) -> Iterator[str]:
-    """Yield what a check found, for people."""
-    if found.not_watched:
-        yield f"no layer was watched: {found.not_watched}"
-    else:
-        yield from _verdict_on_watching(found)
-    if found.reference is None:
-        yield "the file carries no reference values: nothing was compared with the framework that it came from"
-    else:
-        yield from _verdict_on_replay(found.reference)
-
-
-def _verdict_on_replay(found: Replay) -> Iterator[str]:
-    """Yield whether a file still gives what its framework gave, and what the file is."""
-    if found.factor != 1:
-        yield (
-            f"the reference was replayed on {found.provider.got.removesuffix('ExecutionProvider')}, which may round "
-            f"more coarsely than the CPU it is for: {found.tolerance:.0e} of the range passes, and {found.factor:g} "
-            f"times a layer's own noise"
-        )
-    yield from _form_told(found)
-    worst, first = found.worst, found.first_off
-    if worst is not None:
-        yield (
-            f"{_counted(len(found.layers) - len(found.names('absent')), 'layer')} and "
-            f"{_counted(len(found.outputs), 'output')} against {found.computed_by}: the largest deviation is "
-            f"{worst.deviation:.1e} of the range, in {_printable(worst.name)}"
-        )
-    if found.names("lost"):
-        yield f"lost, with no value left that is theirs: {few(found.names('lost'))}"
-    if found.names("found"):
-        yield f"found by value, as their names are gone or mean other values: {few(found.names('found'))}"
-    if first is not None:
-        kind = "layer" if first in found.layers else "output"
-        reason = f" ({first.note})" if first.note else ""
-        yield (
-            f"the first {kind} that is off is {_printable(first.name)}: by {first.deviation:.1e} of its range, where "
-            f"{first.allowed:.1e} is allowed{reason}"
-        )
-
-
-def _form_told(found: Replay) -> Iterator[str]:
-    """Yield what a file is, against what the converter wrote."""
-    worst, off = found.worst, found.first_off is not None
-    far = worst.deviation if worst is not None and worst.deviation is not None else 0.0
-    accept = f": accept it with --tolerance {_above(far)}" if off and 0 < far < _MOST_ACCEPTED else ""
-    others = f"{found.arrays_retyped + found.arrays_gone} of {found.arrays} constant arrays"
-    if found.form == "changed weights":
-        arrays = f"{len(found.arrays_changed)} of {found.arrays} arrays ({few(found.arrays_changed)})"
-        renamed = found.names("lost") or found.names("found")
-        unused = "" if renamed else ", which no layer uses"
-        use = f", first used by layer {_printable(found.first_use)}" if found.first_use else unused
-        yield f"weights changed: {arrays}{use}"
-    elif found.form in ("float16 copy", "int8 copy"):
-        kind = found.form.removesuffix(" copy")
-        yield f"a {kind} copy: {others} are of another type or gone{accept}".replace("a int8", "an int8")
-    elif found.form == "rewritten":
-        yield (
-            f"rewritten by another tool: {others} are gone or of another type; {len(found.names('same'))} layers kept "
-            f"their names, {len(found.names('found'))} were found by value, {len(found.names('lost'))} are lost"
-        )
-        if found.arrays_changed:
-            yield f"arrays that hold other numbers under their names, as rewriting does: {few(found.arrays_changed)}"
-    elif off:
-        yield (
-            f"all {found.arrays} constant arrays are those of the conversion: the graph's nodes were changed, or this "
-            f"ONNX Runtime computes something else"
-        )
-    else:
-        yield f"the file is as converted: all {found.arrays} constant arrays are those of the conversion"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _above(number: float) -> str:
-    """Return the least of 1, 2, 5, 10, ... that is larger, as it is typed."""
-    power = 10.0 ** math.floor(math.log10(number))
-    return next(f"{step * power:.0e}".replace("e-0", "e-") for step in (1, 2, 5, 10) if step * power > number)
-
-
-def _verdict_on_watching(found: Check) -> Iterator[str]:
-    worst = max(
-        found.outputs,
-        key=lambda change: (not change.is_rounding(found.limit), change.relative, not change.equal),
-        default=None,
-    )
-    if found.unchanged:
-        yield f"the model's outputs ({len(found.outputs)}) are equal to the bit, watched or not"
-    elif worst is not None:
-        kind = "rounding" if worst.is_rounding(found.limit) else "more than rounding"
-        name = _printable(worst.name)
-        yield f"watching moves the model's outputs by {worst.relative:.1e} of their range at most ({name}): {kind}"
-    far = max(found.layers, key=lambda change: (not change.is_rounding(found.limit), change.relative), default=None)
-    if far is not None and all(change.equal for change in found.layers):
-        yield f"layers as they are drawn ({len(found.layers)}) are equal to the bit to those of the whole graph"
-    elif far is not None:
-        kind = "rounding" if far.is_rounding(found.limit) else "more than rounding"
-        yield (
-            f"{len(found.layers)} layers as they are drawn against the whole graph: the largest change is "
-            f"{far.relative:.1e} of the range, in {_printable(far.name)}: {kind}"
-        )
-    for name, why in found.left_out.items():
-        yield f"not compared: {_printable(name)}, {why}"
-
-
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     rows = [[_cell(text) for text in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -289,13 +209,8 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 def _cell(text: str) -> str:
     """Return text that fits into a column; JSON has it whole."""
-    shown = _printable(text)
+    shown = printable(text)
     return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 3]}..."
-
-
-def _printable(text: str) -> str:
-    """Return text that can't move the cursor or change the terminal: other characters than letters are escaped."""
-    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def _row(layer: Layer, numbers: Mapping[str, int]) -> tuple[str, ...]:
@@ -349,7 +264,7 @@ def say(quiet: bool, text: str) -> None:
     if quiet or sys.stderr is None:  # None where the caller closed it
         return
     try:
-        print(_printable(text), file=sys.stderr, flush=True)  # noqa: T201  # stderr is talk
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201  # stderr is talk
     except OSError:  # talk that nobody can hear is no reason to fail
         _drop(sys.stderr)
 
