@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnxfeat.layers.inventory import list_layers
     from onnxfeat.preprocessing import Preprocessing
     from onnxfeat.records import FeatureMap, Features, Layer
+    from onnxfeat.report.pages import write_report
     from onnxfeat.running.exposure import expose
     from onnxfeat.running.extractor import FeatureExtractor
     from onnxfeat.running.frames import Frames
@@ -59,6 +60,7 @@ _HOMES = {
     "drawing.gallery": ("save_pictures",),
     "layers.inventory": ("list_layers",),
     "drawing.overlays": ("overlay",),
+    "report.pages": ("write_report",),
     "drawing.pictures": ("belt", "grid"),
     "drawing.scales": ("normalize",),
     "drawing.channel_statistics": ("statistics",),
@@ -85,6 +87,7 @@ __all__ = [  # noqa: RUF022  # in the order of use
     "plot",
     "save_pictures",
     "save_animation",
+    "write_report",
     "Style",
     "Check",
     "Conversion",

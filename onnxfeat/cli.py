@@ -39,6 +39,7 @@ from onnxfeat.options import (
     Quiet,
     Resampler,
     Resize,
+    Runner,
     Scale,
     Shape,
     Signature,
@@ -51,10 +52,10 @@ from onnxfeat.options import (
     given_labels,
     given_shapes,
 )
-from onnxfeat.records import DEFAULT_OPSET, Provider, Weights
+from onnxfeat.records import DEFAULT_OPSET, Weights
+from onnxfeat.report_command import report
 from onnxfeat.terminal import (
     errors_told,
-    few,
     outcome,
     print_check,
     print_json,
@@ -62,8 +63,8 @@ from onnxfeat.terminal import (
     print_table,
     say,
     stages,
-    verdict,
 )
+from onnxfeat.verdicts import few, verdict
 
 app = typer.Typer(
     help="See what a convolutional network sees, from its ONNX file alone.",
@@ -244,6 +245,7 @@ def expose(
 
 
 app.command(epilog="Example: onnxfeat draw model.onnx cat.jpg -o maps --layers 'conv2d*' --normalize minmax")(draw)
+app.command(epilog="Example: onnxfeat report model.onnx cat.jpg -o report.html --normalize symmetric")(report)
 
 
 @app.command(epilog="Example: onnxfeat check model.onnx cat.jpg")
@@ -256,7 +258,7 @@ def check(
         ),
     ] = None,
     layers: Layers = None,
-    provider: Annotated[Provider, typer.Option(help="Execution provider; auto is CUDA if it runs, else CPU.")] = "auto",
+    provider: Runner = "auto",
     inputs: Inputs = None,
     max_bytes: MaxBytes = "1GiB",
     tolerance: Annotated[

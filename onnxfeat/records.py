@@ -288,7 +288,7 @@ class FeatureMap:
 
     def _repr_png_(self) -> bytes | None:
         """Return the picture that notebooks show; None, and so the text above, where the map can't be drawn."""
-        png: bytes | None = _notebooks().png_of(self)
+        png: bytes | None = _late("onnxfeat.drawing.notebooks").png_of(self)
         return png
 
 
@@ -381,13 +381,13 @@ class Features(Mapping[str, FeatureMap]):
 
     def _repr_html_(self) -> str:
         """Return the page that notebooks show."""
-        html: str = _notebooks().html_of(self)
+        html: str = _late("onnxfeat.report.inline").html_of(self)
         return html
 
 
-def _notebooks() -> ModuleType:
-    # By name and late: drawing is built on these records, and imports go one way. Only notebooks come here.
-    return importlib.import_module("onnxfeat.drawing.notebooks")
+def _late(module: str) -> ModuleType:
+    # By name: drawing and reports are built on these records, and imports go one way. Only notebooks come here.
+    return importlib.import_module(module)
 
 
 class UnknownLayerError(LayerError, KeyError):

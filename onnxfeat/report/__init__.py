@@ -1,0 +1,1 @@
+"""Write one HTML page in which the maps of a run can be explored."""

@@ -1,0 +1,300 @@
+"""Gather what a page tells from the maps of a run, one part in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from onnxfeat.drawing.channel_statistics import ChannelStatistics, statistics
+from onnxfeat.drawing.ordering import BatchOrder
+from onnxfeat.drawing.overlays import why_not_laid
+from onnxfeat.drawing.picture_numbers import PictureNumber, PictureNumbers
+from onnxfeat.drawing.styles import Order, Style
+from onnxfeat.drawing.subjects import Subject, subject_of, why_not_drawable
+from onnxfeat.drawing.threads import in_threads
+from onnxfeat.drawing.writing import versions
+from onnxfeat.errors import PictureError
+from onnxfeat.findings import Check
+from onnxfeat.records import FeatureMap, Features, Layer
+from onnxfeat.registration import Registration
+from onnxfeat.report.contents import Fields, Fit, LayerPage, Page, Photograph, View
+from onnxfeat.report.measures import layer_statistics
+from onnxfeat.report.places import fields_of, fit_of
+from onnxfeat.report.portraits import portrait_of
+from onnxfeat.report.repetition import Run, command_of, python_of
+from onnxfeat.report.sprites import block_for, sprite_of, thumbnail_of
+from onnxfeat.verdicts import verdict
+
+_OF_A_CHANNEL = 28  # bytes beside its pixels: extremes, mean, deviation and places in two orders, as base64
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What has been seen of one layer.
+
+    Attributes:
+        layer: The layer.
+        shape: Shape of its map for one photograph.
+        why_no_place: Why no cell belongs to a place.
+        thumbnail: PNG file.
+        orders: What decides the orders of its channels.
+        views: Number of a photograph to the layer for it.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    why_no_place: str
+    thumbnail: bytes
+    orders: dict[str, BatchOrder]
+    views: dict[PictureNumber, View] = field(default_factory=dict)
+
+    @property
+    def bytes_each(self) -> float:
+        """Bytes that its sprites take in the page for each photograph, as base64."""
+        return sum(len(view.sprite.png) for view in self.views.values()) * 4 / 3 / len(self.views)
+
+
+def gather(
+    runs: Iterable[Features],
+    *,
+    style: Style,
+    check: Check | None = None,
+    max_bytes: int,
+    progress: Callable[[str], None] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Page:
+    """Return all that a page tells of some runs.
+
+    Where the page would be larger than `max_bytes` for each photograph, the runs pass once more, and in the layers that
+    take most each pixel is the mean of a block of cells, as large as it must be.
+
+    Args:
+        runs: The maps of one model, or parts of them as `FeatureExtractor.stream` gives.
+        style: How they are shown at first.
+        check: What `check` found, if it was asked.
+        max_bytes: See above.
+        progress: Called with a layer's name after it was seen.
+        facts: What the command line knows more (see `onnxfeat.report.repetition.Run`); `unchecked`, a sentence, says
+            why there is no check.
+
+    Raises:
+        PictureError: There is nothing to show, or the runs are of several models.
+
+    Example:
+        >>> from onnxfeat import FeatureExtractor
+        >>> extractor = FeatureExtractor("models/shapes_reference_layers.onnx", provider="cpu")
+        >>> page = gather([extractor("models/pictures/chelsea.png")], style=Style(), max_bytes=1 << 24)
+        >>> [layer.layer.name for layer in page.layers][:2], page.layers[0].views[0].sprite.rows
+        (['conv2d', 'max_pooling2d'], 148)
+    """
+    blocks: dict[str, int] = {}
+    while True:
+        gathered = _Gathered(style=style, blocks=blocks, progress=progress)
+        for run in runs:
+            gathered.add(run)
+            del run  # its maps, before those of the next part are computed
+        more = _larger_blocks(gathered, max_bytes)
+        if more == blocks:
+            return gathered.page(check, facts or {})
+        if isinstance(runs, Iterator):
+            raise PictureError(
+                f"the page would take more than {max_bytes:,} bytes for each photograph, and the runs are an iterator, "
+                f"which gives the maps only once: pass what `FeatureExtractor.stream` returns, or raise max_bytes"
+            )
+        blocks = more
+
+
+@dataclass(slots=True, kw_only=True)
+class _Gathered:
+    """What has been seen of runs, part after part.
+
+    Attributes:
+        style: How they are shown at first.
+        blocks: Layer name to the least block of cells that is one pixel.
+        progress: Called with a layer's name.
+    """
+
+    style: Style
+    blocks: Mapping[str, int]
+    progress: Callable[[str], None] | None
+    numbers: PictureNumbers = field(default_factory=PictureNumbers)
+    first: Features | None = None
+    photographs: dict[PictureNumber, Photograph] = field(default_factory=dict)
+    layers: dict[str, _Seen] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    fields: dict[Fields, int] = field(default_factory=dict)
+    fits: dict[Fit, int] = field(default_factory=dict)
+    positions: dict[tuple[Any, ...], int] = field(
+        default_factory=dict
+    )  # of fields and fits that were worked out before
+
+    def add(self, run: Features) -> None:
+        """Take the maps of a run or a part of one."""
+        if self.first is None:
+            self.first = replace(run, maps={}, layers=run.layers or tuple(run))
+        if (run.sha256, run.layers or tuple(run)) != (self.first.sha256, self.first.layers):
+            raise PictureError(
+                f"the runs are of several models or selections ({self.first.model}, {run.model}), and a page shows "
+                f"one: write a page for each"
+            )
+        numbers = self.numbers.of(run)
+        for index, number in enumerate(numbers):
+            if number not in self.photographs:
+                self.photographs[number] = portrait_of(run, index)
+        reasons = {name: why_not_drawable(feature_map) for name, feature_map in run.items()}
+        self.left_out |= run.left_out
+        self.left_out |= {name: reason for name, reason in reasons.items() if reason}
+        places = [(name, index) for name in run if not reasons[name] for index in range(len(numbers))]
+
+        def work(place: tuple[str, int]) -> tuple[View, ChannelStatistics, Subject]:
+            return self._view(run[place[0]], place[1])
+
+        for (name, index), (view, known, subject) in zip(places, in_threads(work, places), strict=True):
+            seen = self._seen(run[name], subject, known)
+            seen.views[numbers[index]] = self._placed(view, run[name].registration, numbers[index])
+            for order in seen.orders.values():
+                order.add(subject.array, known)
+            if self.progress is not None:
+                self.progress(name)
+
+    def _view(self, feature_map: FeatureMap, index: int) -> tuple[View, ChannelStatistics, Subject]:
+        """Return one layer for one photograph, without its place; what is known of its channels, and its values."""
+        subject = subject_of(replace(feature_map, array=feature_map.array[index : index + 1]))
+        array, known = subject.array[0], statistics(subject.array)
+        is_numbers = "numbers" in subject.facts
+        block = 1 if is_numbers else max(block_for(array.shape), self.blocks.get(feature_map.name, 1))
+        view = View(
+            photograph=0,
+            sprite=sprite_of(array, known, block, numbers=is_numbers),
+            low=known.lowest[0],
+            high=known.highest[0],
+            mean=known.mean[0].astype(np.float32),
+            deviation=known.deviation[0].astype(np.float32),
+            constant=tuple(np.flatnonzero(known.constant[0]).tolist()),
+            dead=tuple(np.flatnonzero(known.dead[0]).tolist()),
+            statistics=layer_statistics(array, known, feature_map.saturated),
+            fields=None,
+            fit=None,
+            facts=subject.facts,
+        )
+        return view, known, subject
+
+    def _seen(self, feature_map: FeatureMap, subject: Subject, known: ChannelStatistics) -> _Seen:
+        name = feature_map.name
+        if name not in self.layers:
+            wanted: set[Order] = {"magnitude", "variance", self.style.order}
+            self.layers[name] = _Seen(
+                layer=feature_map.layer,
+                shape=feature_map.shape[1:],
+                why_no_place=why_not_laid(feature_map),
+                thumbnail=thumbnail_of(subject.array[0], known),
+                orders={order: BatchOrder(order=order) for order in sorted(wanted - {"index"})},
+            )
+        return self.layers[name]
+
+    def _placed(self, view: View, registration: Registration | None, number: PictureNumber) -> View:
+        """Return a view with what its cells see."""
+        if registration is None:
+            return view
+        block = view.sprite.block
+        key: tuple[Any, ...] = ("fields", registration, block)
+        if key not in self.positions:
+            self.positions[key] = self.fields.setdefault(fields_of(registration, block), len(self.fields))
+        fields, size = self.positions[key], self.photographs[number].size
+        if size is None:
+            return replace(view, fields=fields)
+        way = replace(registration, steps=(), step=0)  # the rest decides how a photograph is fitted to the input
+        key = ("fit", size, way)
+        if key not in self.positions:
+            self.positions[key] = self.fits.setdefault(fit_of(size, way), len(self.fits))
+        return replace(view, fields=fields, fit=self.positions[key])
+
+    def page(self, check: Check | None, facts: Mapping[str, Any]) -> Page:
+        """Return the page of all that was added."""
+        first = self.first
+        if first is None or not self.layers:
+            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in list(self.left_out.items())[:5])
+            raise PictureError(
+                f"there is no map to show{f' ({reasons})' if reasons else ''}: pass the features of one or more "
+                f"pictures and layers"
+            )
+        numbers = sorted(self.photographs)
+        photographs = tuple(self.photographs[number] for number in numbers)
+        run = Run(
+            model=first.model,
+            pictures=tuple(photograph.name for photograph in photographs),
+            files=tuple(photograph.file for photograph in photographs),
+            provider=first.provider.asked,
+            preprocessing=first.preprocessing,
+            preprocessing_source=first.preprocessing_source,
+            style=self.style,
+            facts=facts,
+        )
+        positions = {name: position for position, name in enumerate(first.layers)}
+        names = sorted(self.layers, key=positions.__getitem__)
+        return Page(
+            model=first.model,
+            sha256=first.sha256,
+            provider=first.provider,
+            preprocessing=first.preprocessing,
+            preprocessing_source=first.preprocessing_source,
+            verdict=tuple(verdict(check)) if check is not None else tuple(filter(None, [facts.get("unchecked", "")])),
+            passed=None if check is None else check.passed,
+            versions=versions(),
+            style=self.style,
+            photographs=photographs,
+            layers=tuple(_layer_page(self.layers[name], position, numbers, run) for position, name in enumerate(names)),
+            left_out=self.left_out,
+            fields=tuple(self.fields),
+            fits=tuple(self.fits),
+            notes=tuple(_notes(self.layers[name] for name in names)),
+        )
+
+
+def _layer_page(seen: _Seen, position: int, numbers: list[PictureNumber], run: Run) -> LayerPage:
+    views = (replace(seen.views[x], photograph=place) for place, x in enumerate(numbers) if x in seen.views)
+    return LayerPage(
+        layer=seen.layer,
+        position=position,
+        shape=seen.shape,
+        views=tuple(views),
+        thumbnail=seen.thumbnail,
+        orders={name: order.order().channels for name, order in seen.orders.items()},
+        why_no_place=seen.why_no_place,
+        command=command_of(seen.layer.name, run),
+        python=python_of(seen.layer.name, run),
+    )
+
+
+def _larger_blocks(gathered: _Gathered, max_bytes: int) -> dict[str, int]:
+    """Return the blocks with which a page fits a budget; those that it has if it does, or if nothing helps."""
+    layers, blocks = gathered.layers, dict(gathered.blocks)
+    present = {name: max(view.sprite.block for view in seen.views.values()) for name, seen in layers.items()}
+    sizes = {name: seen.bytes_each for name, seen in layers.items() if max(seen.shape[1:], default=1) > present[name]}
+    total = sum(seen.bytes_each + seen.shape[0] * _OF_A_CHANNEL for seen in layers.values())
+    wanted = dict(present)
+    while total > max_bytes and sizes:
+        name = max(sizes, key=lambda x: sizes[x])
+        total -= sizes[name]
+        wanted[name] += 1
+        if wanted[name] > max(layers[name].shape[1:]):  # one pixel a channel is the least
+            del sizes[name]
+            continue
+        sizes[name] = layers[name].bytes_each * (present[name] / wanted[name]) ** len(layers[name].shape[1:])
+        total += sizes[name]
+    return blocks | {name: block for name, block in wanted.items() if block != present[name]}
+
+
+def _notes(layers: Iterable[_Seen]) -> Iterator[str]:
+    """Yield in sentences what the page shows otherwise than it is."""
+    coarse: dict[int, list[str]] = {}
+    for seen in layers:
+        block = max(view.sprite.block for view in seen.views.values())
+        if block > 1:
+            coarse.setdefault(block, []).append(seen.layer.name)
+    for block, names in sorted(coarse.items()):
+        listed = ", ".join(names)
+        yield f"each pixel is the mean of {block} cells along each axis, so that the page stays small: {listed}"
