@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from browser import why_no_browser
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-keras", action="store_true", help="fail if no test marked `keras` ran")
     parser.addoption("--applications", action="store_true", help="run the tests marked `applications`: an hour")
     parser.addoption("--require-corpus", action="store_true", help="fail where a model of the corpus is missing")
+    parser.addoption("--require-browser", action="store_true", help="fail if no test marked `browser` ran")
     parser.addoption("--renew-golden", action="store_true", help="draw the pictures in tests/golden anew")
 
 
@@ -29,11 +31,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=asked)
         items[:] = [item for item in items if item not in asked]
     without_keras = importlib.util.find_spec("tensorflow") is None
+    browser_missing = why_no_browser()
     for item in items:
         if item.name == "onnxfeat.converter.conversion.convert_keras":  # its docstring example converts a model
             item.add_marker("keras")
         if without_keras and item.get_closest_marker("keras"):
             item.add_marker(pytest.mark.skip(reason='needs TensorFlow: pip install "onnxfeat[keras]"'))
+        if browser_missing and item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason=browser_missing))
         if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
@@ -50,7 +55,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    for marker in ("keras", "corpus"):
+    for marker in ("keras", "corpus", "browser"):
         if session.config.getoption(f"--require-{marker}") and marker not in session.config.stash.get(_PASSED, set()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,14 +1,15 @@
 """Measure onnxfeat against what it replaces, side by side in one run, as ratios.
 
     python tools/benchmark.py draw MODEL.onnx [PICTURE]     # save_pictures against matplotlib, keract, the bare floor
+    python tools/benchmark.py report MODEL.onnx [PICTURE]   # write_report against save_pictures; bytes
     python tools/benchmark.py pipeline MODEL.keras PICTURE  # the reference pipeline in Keras against `onnxfeat draw`
     python tools/benchmark.py extract MODEL.onnx            # all conv and pool maps against the plain run of the model
     python tools/benchmark.py prefix MODEL.onnx             # one early layer against the plain run of the model
     python tools/benchmark.py import                        # `import onnxfeat` against `import numpy`
 
-`pipeline` and `import` time whole processes, the others calls in one process. Each pair runs one after the other,
-A B A B, so that a machine whose speed drifts slows both; the median of the pairwise ratios is what counts. Models are
-converted and maps extracted first, which is not measured: it happens once.
+`pipeline` and `import` time whole processes, `report` both, the others calls in one process. Each pair runs one after
+the other, A B A B, so that a machine whose speed drifts slows both; the median of the pairwise ratios is what counts.
+Models are converted and maps extracted first, which is not measured: it happens once.
 
 `draw` takes some minutes, most of them for keract (`pip install --no-deps keract`; it needs TensorFlow), which is left
 out where it is not installed.
@@ -136,6 +137,34 @@ def draw(model: Path, picture: Path, runs: int) -> None:
         peak = peak_of_drawing(features, choices)
         print(f"{f'peak memory of {name}':40} maps and {(peak - 1) * size / 1e6:.1f} MB: {peak:.2f} times the maps")
         target(peak <= 1.5, "within 1.5 times the maps")
+
+
+def report(model: Path, picture: Path, runs: int) -> None:
+    """Compare the page of all conv and pool layers with their PNG files, as calls and as commands; tell its bytes."""
+    from onnxfeat import FeatureExtractor, save_pictures, write_report
+
+    features = FeatureExtractor(model, provider="cpu")(picture)
+    maps = features.values()
+    print(f"{len(maps)} layers, {sum(feature_map.channels for feature_map in maps):,} channels\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fresh = map(folder.joinpath, map(str, itertools.count()))
+        page = folder / "page.html"
+        times = pairs(
+            "write_report",
+            lambda: write_report(features, page, overwrite=True),
+            "save_pictures",
+            lambda: save_pictures(features, next(fresh)),
+            runs,
+        )
+        target(times <= 2, "within twice the time of the PNG files")
+        size = page.stat().st_size
+        print(f"{'bytes of the page':40} {size:,}: {size / sum(x.array.size for x in maps):.2f} for each cell")
+        target(size <= 15_000_000, "15 MB")
+        ours = [*ONNXFEAT, "report", str(model), str(picture), "-o", str(page), "--overwrite"]
+        pictures = [*ONNXFEAT, "draw", str(model), str(picture), "-o", f"{folder}/maps", "--overwrite"]
+        pairs("onnxfeat report, with its check", ours, "onnxfeat draw", pictures, runs)
+        pairs("onnxfeat report --no-check", [*ours, "--no-check"], "onnxfeat draw", pictures, runs)
 
 
 def loop_with_matplotlib(features: Features, folder: Path) -> None:
@@ -297,9 +326,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--runs", type=int, default=5, help="pairs to run (default 5)")
     commands = parser.add_subparsers(dest="command", required=True)
-    for_draw = commands.add_parser("draw", help="save_pictures against matplotlib, keract and the bare floor")
-    for_draw.add_argument("model", type=Path, help="an ONNX file that takes pictures, such as a ResNet50")
-    for_draw.add_argument("picture", type=Path, nargs="?", default=PICTURE)
+    for name, words in (
+        ("draw", "save_pictures against matplotlib, keract and the bare floor"),
+        ("report", "write_report against save_pictures"),
+    ):
+        for_all = commands.add_parser(name, help=words)
+        for_all.add_argument("model", type=Path, help="an ONNX file that takes pictures, such as a ResNet50")
+        for_all.add_argument("picture", type=Path, nargs="?", default=PICTURE)
     for_pipeline = commands.add_parser("pipeline", help="the reference pipeline in Keras against onnxfeat draw")
     for_pipeline.add_argument("model", type=Path, help="a .keras file")
     for_pipeline.add_argument("picture", type=Path)
@@ -309,8 +342,8 @@ def main() -> None:
         for_extract.add_argument("--layers", default=layers, help="selection (default: %(default)s)")
     commands.add_parser("import", help="import onnxfeat against import numpy")
     arguments = parser.parse_args()
-    if arguments.command == "draw":
-        draw(arguments.model, arguments.picture, arguments.runs)
+    if arguments.command in ("draw", "report"):
+        {"draw": draw, "report": report}[arguments.command](arguments.model, arguments.picture, arguments.runs)
     elif arguments.command == "pipeline":
         pipeline(arguments.model, arguments.picture, arguments.runs)
     elif arguments.command in ("extract", "prefix"):
