@@ -132,8 +132,7 @@ def test_an_array_that_was_preprocessed_has_no_photograph_but_fields(extractor: 
     assert (page.photographs[0].size, page.photographs[0].picture) == (None, b"")
     view = page.layers[0].views[0]
     assert view.fields is not None
-    assert view.fit is None
-    assert page.fits == ()
+    assert page.fields[view.fields].size == (64, 64)
 
 
 def test_layers_without_places_say_why() -> None:
@@ -142,9 +141,8 @@ def test_layers_without_places_say_why() -> None:
     assert "no cell of it belongs to a place" in layer.why_no_place
 
 
-def test_what_cells_see_and_how_photographs_fit_is_told_once(models: Path, extractor: FeatureExtractor) -> None:
+def test_what_cells_see_is_told_once(models: Path, extractor: FeatureExtractor) -> None:
     page = page_of(extractor([models / "pictures" / "chelsea.png"] * 2))
-    assert len(page.fits) == 1
     assert len(page.fields) == len(set(page.fields)) < len(page.layers)  # two layers of stride 1 see the same
 
 

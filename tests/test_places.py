@@ -9,7 +9,7 @@ from PIL import Image
 from onnxfeat.preprocessing import Aspect, Interpolation
 from onnxfeat.registration import Registration, Step, Window
 from onnxfeat.report.contents import Runs
-from onnxfeat.report.places import fields_of, fit_of, runs_of
+from onnxfeat.report.places import fields_of, runs_of
 
 
 def as_mask(runs: Runs, length: int) -> NDArray[np.bool_]:
@@ -43,7 +43,7 @@ def test_a_block_of_cells_sees_what_its_cells_see(
 ) -> None:
     window = Window(kernel, stride, dilation, padding, padding)
     registration = Registration(steps=(Step(), Step((0,), window, window)), step=1, size=(20, 20))
-    (rows, _), *rest = fields_of(registration, block).terms
+    (rows, _), *rest = fields_of(registration, block=block).terms
     assert not rest
     found = as_mask(rows, 20)
     count = (20 + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
@@ -56,13 +56,14 @@ def test_a_block_of_cells_sees_what_its_cells_see(
 @pytest.mark.parametrize("interpolation", ["box", "bilinear", "nearest"])
 @pytest.mark.parametrize("size", [(7, 7), (20, 33), (60, 10)])
 @pytest.mark.parametrize("aspect", ["stretch", "crop"])
-def test_a_pixel_of_the_input_is_made_of_the_pixels_that_the_fit_tells(
+def test_a_pixel_of_the_input_sees_the_pixels_of_the_photograph_that_it_is_made_of(
     size: tuple[int, int], aspect: Aspect, interpolation: Interpolation
 ) -> None:
     photograph = (24, 31)
-    registration = Registration(steps=(), step=0, size=size, interpolation=interpolation, aspect=aspect)
-    fit = fit_of(photograph, registration)
-    rows = as_mask(fit.rows, photograph[0])
+    registration = Registration(steps=(Step(),), step=0, size=size, interpolation=interpolation, aspect=aspect)
+    fields = fields_of(registration, photograph)
+    assert fields.size == photograph
+    rows = as_mask(fields.terms[0][0], photograph[0])
     assert rows.shape == (size[0], photograph[0])
     if aspect == "crop":
         return
@@ -78,13 +79,32 @@ def test_a_pixel_of_the_input_is_made_of_the_pixels_that_the_fit_tells(
             assert (rows[:, row] == changed).all()
 
 
-def test_of_a_photograph_as_large_as_the_input_each_pixel_is_its_own() -> None:
-    fit = fit_of((3, 2), Registration(steps=(), step=0, size=(3, 2)))
-    assert fit.rows == ((0, 1), (1, 2), (2, 3))
-    assert fit.columns == ((0, 1), (1, 2))
+@pytest.mark.parametrize("photograph", [None, (3, 2)])
+def test_without_a_photograph_or_with_one_as_large_as_the_input_each_pixel_is_its_own(
+    photograph: tuple[int, int] | None,
+) -> None:
+    fields = fields_of(Registration(steps=(Step(),), step=0, size=(3, 2)), photograph)
+    assert fields.terms == ((((0, 1), (1, 2), (2, 3)), ((0, 1), (1, 2))),)
+    assert fields.size == (3, 2)
 
 
 def test_a_letterbox_has_pixels_that_come_from_no_photograph() -> None:
-    fit = fit_of((10, 40), Registration(steps=(), step=0, size=(20, 20), aspect="letterbox"))
-    assert fit.rows[0] == ()
-    assert fit.rows[10] != ()
+    registration = Registration(steps=(Step(),), step=0, size=(20, 20), aspect="letterbox")
+    rows = fields_of(registration, (10, 40)).terms[0][0]
+    assert rows[0] == ()
+    assert rows[10] != ()
+
+
+@settings(deadline=None, max_examples=40)
+@given(kernel=st.integers(1, 5), stride=st.integers(1, 3), photograph=st.integers(4, 60), side=st.integers(9, 20))
+def test_a_cell_sees_the_pixels_that_change_it(kernel: int, stride: int, photograph: int, side: int) -> None:
+    window = Window(kernel, stride)
+    registration = Registration(steps=(Step(), Step((0,), window, window)), step=1, size=(side, side))
+    rows = as_mask(fields_of(registration, (photograph, side)).terms[0][0], photograph)
+    for pixel in range(photograph):  # Pillow's resize, and sums over the kernel
+        levels = np.zeros((photograph, side), np.float32)
+        levels[pixel] = 1
+        if photograph != side:
+            levels = np.asarray(Image.fromarray(levels).resize((side, side), Image.Resampling.BILINEAR))
+        sums = [np.abs(levels[place : place + kernel, 0]).sum() for place in range(0, side - kernel + 1, stride)]
+        assert (rows[:, pixel] == (np.array(sums) > 1e-6)).all()

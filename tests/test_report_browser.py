@@ -155,7 +155,7 @@ def expected_levels(
         views: Values of each photograph, (C, rows, columns).
         facts: What the page holds of each: `mean` and `deviation`.
         method: The normalization.
-        over: What shares a scale.
+        over: What shares a scale: a `channel` in all photographs or `alone` in each, a `layer` in each, or the `batch`.
         percentiles: Both ends for `percentile`.
     """
     if over == "batch":
@@ -166,19 +166,29 @@ def expected_levels(
         pairs = list(zip(views, facts, strict=True))
         scales = [scale_of(values, pooled([fact], [values]), method, percentiles) for values, fact in pairs]
         return [leveled(values, *scale, method) for values, scale in zip(views, scales, strict=True)]
+    shared = [[place] for place in range(len(views))] if over == "alone" else [list(range(len(views)))] * len(views)
     found = []
-    for values, fact in zip(views, facts, strict=True):
-        moments = zip(numbers(fact["mean"]), numbers(fact["deviation"]), strict=True)
-        each = [(x, scale_of(x, moment, method, percentiles)) for x, moment in zip(values, moments, strict=True)]
-        found.append(np.stack([leveled(x, *scale, method) for x, scale in each]))
+    for values, places in zip(views, shared, strict=True):
+        levels = []
+        for channel, own in enumerate(values):
+            together = [views[place][channel : channel + 1] for place in places]
+            moments = pooled([facts[place] for place in places], together, channel)
+            joined = np.concatenate([x.ravel() for x in together])
+            levels.append(leveled(own, *scale_of(joined, moments, method, percentiles), method))
+        found.append(np.stack(levels))
     return found
 
 
-def pooled(facts: Sequence[Mapping[str, Any]], views: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """Return mean and deviation of all channels together, each of which counts as often as it has finite cells."""
-    means = np.concatenate([numbers(fact["mean"]) for fact in facts])
-    deviations = np.concatenate([numbers(fact["deviation"]) for fact in facts])
+def pooled(
+    facts: Sequence[Mapping[str, Any]], views: Sequence[NDArray[np.float64]], channel: int | None = None
+) -> tuple[float, float]:
+    """Return mean and deviation of all channels, or of one, together; each counts as often as it has finite cells."""
+    wanted = slice(None) if channel is None else slice(channel, channel + 1)
+    means = np.concatenate([numbers(fact["mean"])[wanted] for fact in facts])
+    deviations = np.concatenate([numbers(fact["deviation"])[wanted] for fact in facts])
     weights = np.concatenate([np.isfinite(values).sum(axis=(1, 2)) for values in views])
+    if not weights.any():
+        return 0.0, 0.0
     mean = np.average(means, weights=weights)
     return float(mean), float(np.sqrt(np.average(deviations**2 + means**2, weights=weights) - mean**2))
 
@@ -327,7 +337,7 @@ def test_the_stored_values_are_the_models_within_half_a_step(show: Open, name: s
 @pytest.mark.parametrize("method", METHODS)
 def test_each_normalization_over_each_scale_shows_the_levels_of_its_formula(show: Open, method: str) -> None:
     with show(explored(), "#second") as report:
-        for over in ("channel", "layer", "batch"):
+        for over in ("channel", "alone", "layer", "batch"):
             report.choose(normalize=method, scale_over=over, order="index", dead="keep")
             assert_shows(report, method, over)
 
@@ -344,7 +354,7 @@ def test_a_page_begins_with_the_style_that_it_was_written_with(show: Open, metho
 
 def test_percentiles_are_those_that_the_page_was_written_with(show: Open) -> None:
     with show(explored(), "#first", normalize="percentile", percentiles=(10, 80)) as report:
-        for over in ("channel", "layer", "batch"):
+        for over in ("channel", "alone", "layer", "batch"):
             report.choose(scale_over=over)
             assert_shows(report, "percentile", over, (10, 80))
 
@@ -393,16 +403,17 @@ def test_dead_channels_keep_their_place_come_last_or_are_left_out(show: Open) ->
         assert_shows(report, "zscore", "channel")
 
 
-def test_photographs_of_several_sizes_share_a_scale_where_that_is_asked_for(show: Open) -> None:
+def test_photographs_of_several_sizes_share_a_scale(show: Open) -> None:
     runs = [
         features_of({"map": 3 * noise(1, 4, 12, 9, seed=1)}, pictures=("a.png",), photographs=(photograph(48, 36),)),
         features_of({"map": noise(1, 4, 7, 15, seed=2) + 5}, pictures=("b.png",), photographs=(photograph(28, 60),)),
     ]
-    with show(runs, scale_over="batch") as report:
+    with show(runs) as report:
         assert [(view["rows"], view["columns"]) for view in report.layer["views"]] == [(12, 9), (7, 15)]
-        for method in METHODS:
-            report.choose(normalize=method)
-            assert_shows(report, method, "batch")
+        for over in ("channel", "batch"):
+            for method in METHODS:
+                report.choose(normalize=method, scale_over=over)
+                assert_shows(report, method, over)
 
 
 def test_nan_is_magenta_and_infinite_values_are_cyan(show: Open) -> None:
@@ -505,7 +516,7 @@ def test_the_colors_of_the_channel_are_said_in_its_units(show: Open) -> None:
     array = explored()["second"].array.astype(np.float64)
     with show(explored(), "#second/4") as report:
         for method in METHODS:
-            report.choose(normalize=method)
+            report.choose(normalize=method, scale_over="alone")
             for index in range(2):
                 values = array[index, 4]
                 wanted = {
@@ -955,11 +966,10 @@ def test_maps_of_all_kinds_are_shown_and_tell_their_values(show: Open, method: s
                 assert abs(report.told("value") - channel[-1]) <= (high - low) / FINITE / 2 * (1 + 1e-4) + 1e-45, name
             else:
                 assert report.aside.get_attribute("data-value") in ("NaN", "Infinity", "-Infinity")
-        for over in ("layer", "batch"):
-            report.choose(scale_over=over, order="similarity", dead="omit")
-            for index in range(len(KINDS)):
-                report.page.locator("nav a").nth(index).click()
-                report.settle()
+        report.choose(scale_over="layer", order="similarity", dead="omit")
+        for index in range(len(KINDS)):
+            report.page.locator("nav a").nth(index).click()
+            report.settle()
 
 
 def test_a_number_for_each_channel_is_told_as_that_channels(show: Open) -> None:

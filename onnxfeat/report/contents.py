@@ -18,17 +18,17 @@ SCHEMA_VERSION = 1
 """Version of the data in a page."""
 
 Runs = tuple[tuple[int, ...], ...]
-"""For each cell or pixel of one axis, what belongs to it of another: `(start, stop, start, stop, ...)`, in order."""
+"""For each row or column of a map, which rows or columns of the photograph: `(start, stop, start, stop, ...)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """Which pixels of the model's input each cell of a map sees, as far as it is drawn.
+    """Which pixels of a photograph each cell of a map sees.
 
     Attributes:
-        size: Rows and columns of the model's input.
-        terms: Rectangles: for each of them what a row of the map sees of the input's rows, and a column of its columns.
-            A cell sees what is in any of them.
+        size: Rows and columns of the photograph; where there is none, of the model's input.
+        terms: Rectangles: for each of them what a row of the map sees of the rows, and a column of the columns. A cell
+            sees what is in any of them.
         gated: Whether each cell also sees the whole picture, by a gate or a normalization.
         bounded: Whether cells see less than is told.
     """
@@ -42,23 +42,6 @@ class Fields:
         """Return the record as JSON data."""
         terms = [{"rows": rows, "columns": columns} for rows, columns in self.terms]
         return {"size": self.size, "terms": terms, "gated": self.gated, "bounded": self.bounded}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """Which pixels of a photograph go into each pixel of the model's input.
-
-    Attributes:
-        rows: For each row of the input, rows of the photograph.
-        columns: For each column of the input, columns of the photograph.
-    """
-
-    rows: Runs
-    columns: Runs
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data."""
-        return {"rows": self.rows, "columns": self.columns}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,7 +152,6 @@ class View:
         dead: Channels that are 0 everywhere, in order.
         statistics: Of all values together.
         fields: Position of what its cells see in the page's `fields`; None where no cell belongs to a place.
-        fit: Position of how the photograph became the input in the page's `fits`; None where there is none.
         facts: What of the map is not shown as it is: `tokens_left_out`, `numbers`, `depth`.
     """
 
@@ -183,7 +165,6 @@ class View:
     dead: tuple[int, ...]
     statistics: LayerStatistics
     fields: int | None
-    fit: int | None
     facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -194,14 +175,13 @@ class View:
     def to_json(self) -> dict[str, Any]:
         """Return what a script needs to know, as JSON data; the sprite stands in the page as a picture."""
         numbers = {name: packed(getattr(self, name), np.float32) for name in ("low", "high", "mean", "deviation")}
-        places = {"fields": self.fields, "fit": self.fit}
         return {
             "photograph": self.photograph,
             **self.sprite.to_json(),
             **numbers,
             "constant": self.constant,
             "dead": self.dead,
-            **places,
+            "fields": self.fields,
         }
 
 
@@ -310,7 +290,6 @@ class Page:
         layers: The layers, in order of execution.
         left_out: Name of each layer that is not shown, and the reason.
         fields: What cells see, each kind once.
-        fits: How photographs became the input, each way once.
         notes: What else a reader should know, in sentences.
     """
 
@@ -327,7 +306,6 @@ class Page:
     layers: tuple[LayerPage, ...]
     left_out: Mapping[str, str]
     fields: tuple[Fields, ...]
-    fits: tuple[Fit, ...]
     notes: tuple[str, ...] = ()
 
 

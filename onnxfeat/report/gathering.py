@@ -20,9 +20,9 @@ from onnxfeat.errors import PictureError
 from onnxfeat.findings import Check
 from onnxfeat.records import FeatureMap, Features, Layer
 from onnxfeat.registration import Registration
-from onnxfeat.report.contents import Fields, Fit, LayerPage, Page, Photograph, View
+from onnxfeat.report.contents import Fields, LayerPage, Page, Photograph, View
 from onnxfeat.report.measures import layer_statistics
-from onnxfeat.report.places import fields_of, fit_of
+from onnxfeat.report.places import fields_of
 from onnxfeat.report.portraits import portrait_of
 from onnxfeat.report.repetition import Run, command_of, python_of
 from onnxfeat.report.sprites import block_for, sprite_of, thumbnail_of
@@ -41,7 +41,8 @@ class _Seen:
         why_no_place: Why no cell belongs to a place.
         thumbnail: PNG file.
         orders: What decides the orders of its channels.
-        views: Number of a photograph to the layer for it.
+        views: Number of a photograph to the layer for it, without its place.
+        fields: Number of a photograph to what the cells see; None where they have no place.
     """
 
     layer: Layer
@@ -50,6 +51,7 @@ class _Seen:
     thumbnail: bytes
     orders: dict[str, BatchOrder]
     views: dict[PictureNumber, View] = field(default_factory=dict)
+    fields: dict[PictureNumber, Fields | None] = field(default_factory=dict)
 
     @property
     def bytes_each(self) -> float:
@@ -125,11 +127,7 @@ class _Gathered:
     photographs: dict[PictureNumber, Photograph] = field(default_factory=dict)
     layers: dict[str, _Seen] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    fields: dict[Fields, int] = field(default_factory=dict)
-    fits: dict[Fit, int] = field(default_factory=dict)
-    positions: dict[tuple[Any, ...], int] = field(
-        default_factory=dict
-    )  # of fields and fits that were worked out before
+    fields: dict[tuple[Any, ...], Fields] = field(default_factory=dict)  # those that were worked out before
 
     def add(self, run: Features) -> None:
         """Take the maps of a run or a part of one."""
@@ -154,7 +152,8 @@ class _Gathered:
 
         for (name, index), (view, known, subject) in zip(places, in_threads(work, places), strict=True):
             seen = self._seen(run[name], subject, known)
-            seen.views[numbers[index]] = self._placed(view, run[name].registration, numbers[index])
+            seen.views[numbers[index]] = view
+            seen.fields[numbers[index]] = self._fields(view, run[name].registration, numbers[index])
             for order in seen.orders.values():
                 order.add(subject.array, known)
             if self.progress is not None:
@@ -177,7 +176,6 @@ class _Gathered:
             dead=tuple(np.flatnonzero(known.dead[0]).tolist()),
             statistics=layer_statistics(array, known, feature_map.saturated),
             fields=None,
-            fit=None,
             facts=subject.facts,
         )
         return view, known, subject
@@ -195,22 +193,14 @@ class _Gathered:
             )
         return self.layers[name]
 
-    def _placed(self, view: View, registration: Registration | None, number: PictureNumber) -> View:
-        """Return a view with what its cells see."""
+    def _fields(self, view: View, registration: Registration | None, number: PictureNumber) -> Fields | None:
+        """Return what the cells of a view see."""
         if registration is None:
-            return view
-        block = view.sprite.block
-        key: tuple[Any, ...] = ("fields", registration, block)
-        if key not in self.positions:
-            self.positions[key] = self.fields.setdefault(fields_of(registration, block), len(self.fields))
-        fields, size = self.positions[key], self.photographs[number].size
-        if size is None:
-            return replace(view, fields=fields)
-        way = replace(registration, steps=(), step=0)  # the rest decides how a photograph is fitted to the input
-        key = ("fit", size, way)
-        if key not in self.positions:
-            self.positions[key] = self.fits.setdefault(fit_of(size, way), len(self.fits))
-        return replace(view, fields=fields, fit=self.positions[key])
+            return None
+        key = (registration, self.photographs[number].size, view.sprite.block)
+        if key not in self.fields:
+            self.fields[key] = fields_of(*key)
+        return self.fields[key]
 
     def page(self, check: Check | None, facts: Mapping[str, Any]) -> Page:
         """Return the page of all that was added."""
@@ -233,8 +223,9 @@ class _Gathered:
             style=self.style,
             facts=facts,
         )
-        positions = {name: position for position, name in enumerate(first.layers)}
-        names = sorted(self.layers, key=positions.__getitem__)
+        places = {name: place for place, name in enumerate(first.layers)}
+        seen = [self.layers[name] for name in sorted(self.layers, key=places.__getitem__)]
+        fields: dict[Fields, int] = {}
         return Page(
             model=first.model,
             sha256=first.sha256,
@@ -246,16 +237,23 @@ class _Gathered:
             versions=versions(),
             style=self.style,
             photographs=photographs,
-            layers=tuple(_layer_page(self.layers[name], position, numbers, run) for position, name in enumerate(names)),
+            layers=tuple(_layer_page(one, position, numbers, fields, run) for position, one in enumerate(seen)),
             left_out=self.left_out,
-            fields=tuple(self.fields),
-            fits=tuple(self.fits),
-            notes=tuple(_notes(self.layers[name] for name in names)),
+            fields=tuple(fields),
+            notes=tuple(_notes(seen)),
         )
 
 
-def _layer_page(seen: _Seen, position: int, numbers: list[PictureNumber], run: Run) -> LayerPage:
-    views = (replace(seen.views[x], photograph=place) for place, x in enumerate(numbers) if x in seen.views)
+def _layer_page(
+    seen: _Seen, position: int, numbers: list[PictureNumber], fields: dict[Fields, int], run: Run
+) -> LayerPage:
+    """Return a layer; `fields` are those of the layers before it, with their positions, and get its own."""
+    views = []
+    for place, number in enumerate(numbers):
+        if number in seen.views:
+            sight = seen.fields[number]
+            at = None if sight is None else fields.setdefault(sight, len(fields))
+            views.append(replace(seen.views[number], photograph=place, fields=at))
     return LayerPage(
         layer=seen.layer,
         position=position,

@@ -138,7 +138,8 @@ function scaleOf(channels) {
 function scalesOf(views) {
   const scales = new Map(), together = views.flatMap(view => view.channels) // by the first of the channels that share one
   return (view, number) => {
-    const group = {channel: [view.channels[number]], layer: view.channels, batch: together}[choices.scale_over]
+    const groups = {alone: [view.channels[number]], layer: view.channels, batch: together}
+    const group = groups[choices.scale_over] ?? views.map(x => x.channels[number])
     if (!scales.has(group[0])) scales.set(group[0], scaleOf(group))
     return scales.get(group[0])
   }
@@ -305,7 +306,6 @@ function drawChannel() {
 
 const runsOf = flat => range(flat.length / 2).map(at => [flat[2 * at], flat[2 * at + 1]])
 const runsAt = places => places.map(place => [place, place + 1])
-const both = of => ({rows: of("rows"), columns: of("columns")})
 
 // Runs in order, as one where no more than `apart` lies between two.
 function joined(runs, apart = 0) {
@@ -319,19 +319,15 @@ function joined(runs, apart = 0) {
 }
 
 // What a cell sees: rectangles, as products of runs of rows and runs of columns.
-function fieldOf({fields, fit}, row, column) {
-  const at = {rows: row, columns: column}
-  const through = (flat, ways) => joined(runsOf(flat).flatMap(run => ways.slice(...run).flatMap(runsOf)))
-  const terms = fields.terms.map(term => both(axis => through(term[axis][at[axis]], fit[axis])))
-  return terms.filter(({rows, columns}) => rows.length && columns.length)
+function fieldOf({terms}, row, column) {
+  const found = terms.map(term => ({rows: runsOf(term.rows[row]), columns: runsOf(term.columns[column])}))
+  return found.filter(({rows, columns}) => rows.length && columns.length)
 }
 
-// Rows and columns of the cells that see a pixel of the photograph.
-function seeing({fields, fit}, row, column) {
-  const holds = (flat, places) => runsOf(flat).some(([start, stop]) => places.some(place => start <= place && place < stop))
-  const leading = (ways, places) => range(ways.length).filter(at => holds(ways[at], places))
-  const inputs = {rows: leading(fit.rows, [row]), columns: leading(fit.columns, [column])}
-  return fields.terms.map(term => both(axis => leading(term[axis], inputs[axis])))
+// Rows and columns of the cells that see a pixel.
+function seeing({terms}, row, column) {
+  const leading = (ways, place) => range(ways.length).filter(at => runsOf(ways[at]).some(([start, stop]) => start <= place && place < stop))
+  return terms.map(({rows, columns}) => ({rows: leading(rows, row), columns: leading(columns, column)}))
 }
 
 // Empty the canvas over a stage.
@@ -388,7 +384,7 @@ function showCell() {
   const screen = screens[view.photograph], {seen, large, size, fields, what} = screen, facts = {row, column, photograph: view.photograph}
   facts.value = valueOf(found, level)
   const half = (found.high - found.low) / LAST / 2, exact = level > LAST ? "" : half ? ` ± ${short(half, 2)}` : ", exactly"
-  const lines = [`value ${short(facts.value)}${exact}`, placeOf(cell, facts)], terms = fields ? fieldOf(screen, row, column) : []
+  const lines = [`value ${short(facts.value)}${exact}`, placeOf(cell, facts)], terms = fields ? fieldOf(fields, row, column) : []
   if (terms.length) {
     const [top, bottom, left, right] = ["rows", "columns"].flatMap(axis => extent(terms.flatMap(term => term[axis].flat())))
     facts.field = JSON.stringify([top, bottom, left, right])
@@ -411,14 +407,14 @@ function placeOf({view, number, row, column}, facts) {
 function showPixel(screen, x, y) {
   const {view, size, fields, seen, large, what} = screen, row = floor(y * size[0]), column = floor(x * size[1])
   if (!fields) return
-  const terms = seeing(screen, row, column), {levels, low, high} = view.channels[channel]
+  const terms = seeing(fields, row, column), {levels, low, high} = view.channels[channel]
   const places = range(levels.length).map(at => [floor(at / view.columns), at % view.columns])
   const cells = places.filter(([r, c]) => terms.some(term => term.rows.includes(r) && term.columns.includes(c)))
   const known = cells.map(([r, c]) => levels[r * view.columns + c]).filter(level => level <= LAST)
   const values = known.length && `values ${extent(known).map(level => short(valueOf({low, high}, level))).join(" to ")}`
   const lines = [`row ${row}, column ${column} of the ${what}, ${view.name}`, words([`seen by ${cells.length} cells`, values]), doubts(fields)]
   tell({row, column, photograph: view.photograph, cells: JSON.stringify(cells)}, ...lines)
-  mark(large, view.rows, view.columns, terms.map(term => both(axis => runsAt(term[axis]))))
+  mark(large, view.rows, view.columns, terms.map(({rows, columns}) => ({rows: runsAt(rows), columns: runsAt(columns)})))
   markCell(seen, ...size, row, column)
 }
 
@@ -445,8 +441,7 @@ async function openLayer(position, wanted = null) {
 function setView(screen, position) {
   const view = layer.views.find(x => x.photograph === position), fields = data.fields[view?.fields]
   const pictured = data.photographs[position].size, size = pictured ?? fields?.size
-  const asItIs = size && {rows: runsAt(range(size[0])), columns: runsAt(range(size[1]))} // where the input is shown
-  Object.assign(screen, {view, fields, size, fit: data.fits[view?.fit] ?? asItIs, what: pictured ? "photograph" : "input"})
+  Object.assign(screen, {view, fields, size, what: pictured ? "photograph" : "input"})
   screen.grid.hidden = screen.pair.hidden = !view
   screen.seen.hidden = !size
   return view

@@ -137,7 +137,6 @@ def data_of(page: Page) -> dict[str, Any]:
         "colormaps": {name: base64.b64encode(color_table(name).tobytes()).decode() for name in colormaps},
         "photographs": [photograph.to_json() for photograph in page.photographs],
         "fields": [fields.to_json() for fields in page.fields],
-        "fits": [fit.to_json() for fit in page.fits],
         "layers": [layer.to_json() for layer in page.layers],
     }
 

@@ -1,6 +1,9 @@
-"""Tell as runs of rows and columns what cells see of the model's input, and what of a photograph went into that."""
+"""Tell as runs of rows and columns which pixels of a photograph each cell of a map sees."""
 
 from __future__ import annotations
+
+import functools
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +11,16 @@ from numpy.typing import NDArray
 from onnxfeat.drawing.photographs import Line, lines_of
 from onnxfeat.drawing.receptive_fields import receptive_fields
 from onnxfeat.registration import Registration
-from onnxfeat.report.contents import Fields, Fit, Runs
+from onnxfeat.report.contents import Fields, Runs
 
 
-def fields_of(registration: Registration, block: int = 1) -> Fields:
+def fields_of(registration: Registration, photograph: tuple[int, int] | None = None, block: int = 1) -> Fields:
     """Return what each cell of a map sees, or each block of cells.
+
+    Args:
+        registration: Of the map.
+        photograph: Rows and columns of the photograph that the model's input was made of; None is the input itself.
+        block: Cells along each axis that are taken together.
 
     Raises:
         PictureError: The steps of the registration contradict each other.
@@ -20,32 +28,23 @@ def fields_of(registration: Registration, block: int = 1) -> Fields:
     Example:
         >>> from onnxfeat.registration import Step, Window
         >>> conv = Step((0,), Window(3, before=1, after=1), Window(1))
-        >>> fields_of(Registration(steps=(Step(), conv), step=1, size=(4, 2))).terms[0]
-        (((0, 2), (0, 3), (1, 4), (2, 4)), ((0, 1), (1, 2)))
+        >>> fields = fields_of(Registration(steps=(Step(), conv), step=1, size=(4, 2)), (8, 2))
+        >>> fields.terms[0]
+        (((0, 5), (0, 7), (1, 8), (3, 8)), ((0, 1), (1, 2)))
     """
     found = receptive_fields(registration)
-    terms = ((_blocks(term.rows > 0, block), _blocks(term.columns > 0, block)) for term in found.terms)
+    size = photograph or registration.size
+    # What leads from the input to the map does not matter here.
+    rows, columns = _lines(size, replace(registration, steps=(), step=0, gated=False))
     return Fields(
-        size=registration.size,
-        terms=tuple((runs_of(rows), runs_of(columns)) for rows, columns in terms),
+        size=size,
+        terms=tuple(
+            (_through(_blocks(term.rows > 0, block), rows), _through(_blocks(term.columns > 0, block), columns))
+            for term in found.terms
+        ),
         gated=registration.gated,
         bounded=found.bounded,
     )
-
-
-def fit_of(photograph: tuple[int, int], registration: Registration) -> Fit:
-    """Return which pixels of a photograph go into each pixel of the model's input.
-
-    Args:
-        photograph: Rows and columns of the photograph.
-        registration: Of any map that was made from it.
-
-    Example:
-        >>> fit_of((6, 2), Registration(steps=(), step=0, size=(2, 2))).rows
-        ((0, 4), (2, 6))
-    """
-    rows, columns = lines_of(photograph, registration)
-    return Fit(rows=_runs_into(rows), columns=_runs_into(columns))
 
 
 def runs_of(mask: NDArray[np.bool_]) -> Runs:
@@ -63,15 +62,22 @@ def runs_of(mask: NDArray[np.bool_]) -> Runs:
     return tuple(tuple(flat[start:stop]) for start, stop in zip([0, *ends], ends, strict=False))
 
 
+@functools.lru_cache(maxsize=8)  # all layers of a model share them
+def _lines(size: tuple[int, int], registration: Registration) -> tuple[Line, Line]:
+    return lines_of(size, registration)
+
+
 def _blocks(matrix: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
     if block == 1:
         return matrix
     return np.logical_or.reduceat(matrix, np.arange(0, len(matrix), block), axis=0)
 
 
-def _runs_into(line: Line) -> Runs:
-    """Return which pixels of the photograph go into each pixel of the input."""
+def _through(matrix: NDArray[np.bool_], line: Line) -> Runs:
+    """Return which pixels of the photograph go into those of the input that a cell sees."""
     if line.goes is None:  # the photograph is the input
-        return tuple((pixel, pixel + 1) for pixel in line.groups.tolist())
+        return runs_of(matrix)
+    # In groups of pixels that go into the same ones: of a large photograph there are hundreds, not thousands.
+    groups = matrix.astype(np.float32) @ line.goes.T.astype(np.float32) > 0
     starts = [0, *(np.flatnonzero(np.diff(line.groups)) + 1).tolist(), len(line.groups)]
-    return tuple(tuple(starts[edge] for edge in runs) for runs in runs_of(line.goes.T))
+    return tuple(tuple(starts[edge] for edge in runs) for runs in runs_of(groups))
