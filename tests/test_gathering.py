@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxfeat import FeatureExtractor, Style, check
+from onnxfeat.drawing.receptive_fields import each_field
 from onnxfeat.errors import PictureError
 from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import FeatureMap, Features, Layer, ProviderChoice
@@ -160,6 +161,81 @@ def test_a_page_that_would_be_too_large_has_blocks_of_cells_and_says_so() -> Non
     assert note.endswith(": large")
 
 
+class Passing(list[Features]):
+    """Runs that count how often they pass."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Features]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_coarse_pictures_leave_all_that_was_measured_as_it_was() -> None:
+    maps = {f"conv{place}": noise(2, 8, 40 + place, 30) for place in range(12)}
+    runs = Passing([as_features(maps)])
+    page = gather(runs, style=Style(), max_bytes=40_000)
+    assert 2 <= runs.passes <= 4
+    for layer in page.layers:
+        assert {view.sprite.block for view in layer.views} != {1}
+        for index, view in enumerate(layer.views):
+            array = maps[layer.layer.name][index]
+            np.testing.assert_array_equal(view.high, array.max(axis=(1, 2)))
+            assert view.sprite.rows == -(-array.shape[1] // view.sprite.block)
+            assert view.statistics.finite == array.size
+    whole = page_of(as_features(maps))
+    for layer, other in zip(page.layers, whole.layers, strict=True):
+        assert layer.thumbnail == other.thumbnail
+        assert {name: order.tolist() for name, order in layer.orders.items()} == {
+            name: order.tolist() for name, order in other.orders.items()
+        }
+
+
+def test_a_page_of_many_layers_fits_its_budget_though_each_file_has_a_palette() -> None:
+    runs = Passing([as_features({f"conv{place}": noise(1, 4, 24, 24) for place in range(200)})])
+    page = gather(runs, style=Style(), max_bytes=350_000)
+    sizes = [len(layer.views[0].sprite.png) * 4 / 3 for layer in page.layers]
+    assert 250_000 < sum(sizes) <= 350_000
+    assert runs.passes <= 4
+
+
+def test_runs_that_have_other_pictures_when_they_pass_again_are_refused() -> None:
+    class Changing(Passing):
+        def __iter__(self) -> Iterator[Features]:
+            super().__iter__()
+            yield as_features({"conv": noise(self.passes, 16, 50, 50)})
+
+    with pytest.raises(PictureError, match=r"other pictures when they passed again: pass runs that stay the same"):
+        gather(Changing(), style=Style(), max_bytes=1000)
+
+
+def test_blocks_of_cells_have_fields_of_their_own(models: Path, extractor: FeatureExtractor) -> None:
+    features = extractor(models / "pictures" / "chelsea.png")
+    page = page_of(features, max_bytes=60_000)
+    assert any(layer.views[0].sprite.block > 1 for layer in page.layers)
+    for layer in page.layers:
+        (view,) = layer.views
+        if view.fields is not None:
+            rows, columns = page.fields[view.fields].terms[0]
+            assert (len(rows), len(columns)) == (view.sprite.rows, view.sprite.columns)
+
+
+def test_what_the_cells_of_all_layers_see_is_found_in_one_sweep(
+    models: Path, extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps = []
+
+    def counted(*given: Any) -> Any:
+        sweeps.append(given)
+        return each_field(*given)
+
+    monkeypatch.setattr("onnxfeat.report.places.each_field", counted)
+    features = extractor([models / "pictures" / "chelsea.png", np.zeros((40, 90, 3), np.uint8)])
+    page = page_of(features)
+    assert len(sweeps) == 1
+    assert all(view.fields is not None for layer in page.layers for view in layer.views)
+
+
 def test_what_no_block_makes_small_enough_is_shown_all_the_same() -> None:
     page = page_of(as_features({"conv": noise(1, 50, 6, 6)}), max_bytes=10)
     assert page.layers[0].views[0].sprite.rows == 1
@@ -196,7 +272,7 @@ def test_maps_of_other_axes_have_tiles_too(shape: tuple[int, ...], tile: tuple[i
     layer = page_of(as_features({"layer": noise(*shape)})).layers[0]
     sprite = layer.views[0].sprite
     assert (sprite.rows, sprite.columns) == tile
-    assert layer.shape == shape[1:]
+    assert layer.shapes == (shape[1:],)
 
 
 def test_the_verdict_of_a_check_is_on_the_page(models: Path, extractor: FeatureExtractor) -> None:

@@ -67,3 +67,11 @@ def test_the_largest_and_the_smallest_numbers_have_a_histogram(scale: float) -> 
 def test_the_saturated_share_is_handed_on() -> None:
     array = np.zeros((1, 2, 2), np.float32)
     assert layer_statistics(array, statistics(array[None]), 0.25).saturated == 0.25
+
+
+@pytest.mark.parametrize("reach", [1e-25, 1e-31, 1e-37, 1e-41])
+def test_values_of_tiny_ranges_are_spread_over_all_bins(reach: float) -> None:
+    array = (np.linspace(1, 2, 6000).reshape(2, 60, 50) * reach).astype(np.float32)
+    counts = np.array(measured(array).histogram.counts)
+    assert len(counts) == BINS
+    assert np.abs(counts - 100).max() <= 3

@@ -8,8 +8,8 @@ from PIL import Image
 
 from onnxfeat.preprocessing import Aspect, Interpolation
 from onnxfeat.registration import Registration, Step, Window
-from onnxfeat.report.contents import Runs
-from onnxfeat.report.places import fields_of, runs_of
+from onnxfeat.report.contents import Fields, Runs
+from onnxfeat.report.places import Cells, fields_of, runs_of
 
 
 def as_mask(runs: Runs, length: int) -> NDArray[np.bool_]:
@@ -19,6 +19,11 @@ def as_mask(runs: Runs, length: int) -> NDArray[np.bool_]:
             assert start < stop
             row[start:stop] = True
     return mask
+
+
+def seen(registration: Registration, photograph: tuple[int, int] | None = None, block: int = 1) -> Fields:
+    (fields,) = fields_of([Cells(registration=registration, photograph=photograph, block=block)])
+    return fields
 
 
 @settings(deadline=None)
@@ -43,14 +48,14 @@ def test_a_block_of_cells_sees_what_its_cells_see(
 ) -> None:
     window = Window(kernel, stride, dilation, padding, padding)
     registration = Registration(steps=(Step(), Step((0,), window, window)), step=1, size=(20, 20))
-    (rows, _), *rest = fields_of(registration, block=block).terms
+    (rows, _), *rest = seen(registration, block=block).terms
     assert not rest
     found = as_mask(rows, 20)
     count = (20 + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
     for place in range(-(-count // block)):
         cells = range(place * block, min((place + 1) * block, count))
-        seen = {cell * stride - padding + point * dilation for cell in cells for point in range(kernel)}
-        assert set(np.flatnonzero(found[place]).tolist()) == {pixel for pixel in seen if 0 <= pixel < 20}
+        pixels = {cell * stride - padding + point * dilation for cell in cells for point in range(kernel)}
+        assert set(np.flatnonzero(found[place]).tolist()) == {pixel for pixel in pixels if 0 <= pixel < 20}
 
 
 @pytest.mark.parametrize("interpolation", ["box", "bilinear", "nearest"])
@@ -61,7 +66,7 @@ def test_a_pixel_of_the_input_sees_the_pixels_of_the_photograph_that_it_is_made_
 ) -> None:
     photograph = (24, 31)
     registration = Registration(steps=(Step(),), step=0, size=size, interpolation=interpolation, aspect=aspect)
-    fields = fields_of(registration, photograph)
+    fields = seen(registration, photograph)
     assert fields.size == photograph
     rows = as_mask(fields.terms[0][0], photograph[0])
     assert rows.shape == (size[0], photograph[0])
@@ -83,14 +88,14 @@ def test_a_pixel_of_the_input_sees_the_pixels_of_the_photograph_that_it_is_made_
 def test_without_a_photograph_or_with_one_as_large_as_the_input_each_pixel_is_its_own(
     photograph: tuple[int, int] | None,
 ) -> None:
-    fields = fields_of(Registration(steps=(Step(),), step=0, size=(3, 2)), photograph)
+    fields = seen(Registration(steps=(Step(),), step=0, size=(3, 2)), photograph)
     assert fields.terms == ((((0, 1), (1, 2), (2, 3)), ((0, 1), (1, 2))),)
     assert fields.size == (3, 2)
 
 
 def test_a_letterbox_has_pixels_that_come_from_no_photograph() -> None:
     registration = Registration(steps=(Step(),), step=0, size=(20, 20), aspect="letterbox")
-    rows = fields_of(registration, (10, 40)).terms[0][0]
+    rows = seen(registration, (10, 40)).terms[0][0]
     assert rows[0] == ()
     assert rows[10] != ()
 
@@ -100,7 +105,7 @@ def test_a_letterbox_has_pixels_that_come_from_no_photograph() -> None:
 def test_a_cell_sees_the_pixels_that_change_it(kernel: int, stride: int, photograph: int, side: int) -> None:
     window = Window(kernel, stride)
     registration = Registration(steps=(Step(), Step((0,), window, window)), step=1, size=(side, side))
-    rows = as_mask(fields_of(registration, (photograph, side)).terms[0][0], photograph)
+    rows = as_mask(seen(registration, (photograph, side)).terms[0][0], photograph)
     for pixel in range(photograph):  # Pillow's resize, and sums over the kernel
         levels = np.zeros((photograph, side), np.float32)
         levels[pixel] = 1
@@ -108,3 +113,45 @@ def test_a_cell_sees_the_pixels_that_change_it(kernel: int, stride: int, photogr
             levels = np.asarray(Image.fromarray(levels).resize((side, side), Image.Resampling.BILINEAR))
         sums = [np.abs(levels[place : place + kernel, 0]).sum() for place in range(0, side - kernel + 1, stride)]
         assert (rows[:, pixel] == (np.array(sums) > 1e-6)).all()
+
+
+def test_maps_that_are_found_together_see_what_they_see_alone() -> None:
+    window = Window(3, 2, before=1, after=1)
+    first, second = ((Step(), *(Step((at,), window, Window(kernel)) for at in range(3))) for kernel in (1, 2))
+    cells = [
+        Cells(
+            registration=Registration(steps=steps, step=step, size=size, gated=gated),
+            photograph=photograph,
+            block=block,
+        )
+        for steps in (first, second)
+        for size in ((16, 12), (9, 9))
+        for step in (3, 1, 0)
+        for photograph in (None, (20, 30))
+        for block in (1, 2)
+        for gated in (False, True)
+    ]
+    cells = [cells[place] for place in np.random.default_rng(0).permutation(len(cells))]
+    assert fields_of(cells) == [seen(one.registration, one.photograph, one.block) for one in cells]
+    assert fields_of([]) == []
+
+
+def test_maps_that_see_the_same_share_it() -> None:
+    registration = Registration(steps=(Step(),), step=0, size=(3, 2))
+    one, other = fields_of([Cells(registration=registration, photograph=(6, 4)) for _ in range(2)])
+    assert one is other
+
+
+def test_the_steps_of_a_deep_model_are_not_looked_at_once_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    window = Window(3, before=1, after=1)
+    steps = (Step(), *(Step((at,), window, window) for at in range(50)))
+    hashed = []
+
+    def hash_of(step: Step) -> int:
+        hashed.append(step)
+        return 0
+
+    monkeypatch.setattr(Step, "__hash__", hash_of)
+    fields = fields_of(Cells(registration=Registration(steps=steps, step=at, size=(8, 8))) for at in range(51))
+    assert not hashed
+    assert fields[50].terms == ((((0, 8),) * 8, ((0, 8),) * 8),)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from onnx.helper import make_node
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from onnxfeat.drawing.receptive_fields import MOST_TERMS, ReceptiveFields, receptive_fields
+from onnxfeat.drawing.axis_steps import taps_of
+from onnxfeat.drawing.receptive_fields import MOST_TERMS, ReceptiveFields, each_field, receptive_fields
 from onnxfeat.errors import PictureError
 from onnxfeat.graph.reading import read_graph
 from onnxfeat.graph.skeletons import skeleton_of
@@ -538,6 +540,57 @@ def test_ways_that_are_a_rectangle_together_are_one_and_others_are_bounded_in_ti
         seen = fields.of_cell(0, 99)
         assert all(seen[down, 99 - across] for down, across in shifts)
         assert bounded or seen.sum() == len(shifts)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    windows=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(0, 2)), min_size=1, max_size=6),
+    chosen=st.sets(st.integers(0, 6), min_size=1),
+)
+def test_one_sweep_finds_what_the_cells_of_each_map_see(windows: list[tuple[int, int, int]], chosen: set[int]) -> None:
+    steps = [Step()]
+    seen = [[{cell} for cell in range(40)]]  # pixels of each cell of a map, one after the other by ONNX's definition
+    for place, (kernel, stride, padding) in enumerate(windows):
+        steps.append(Step((place,), Window(kernel, stride, 1, padding, padding), Window(1)))
+        before = seen[-1]
+        starts = range(-padding, len(before) + padding - kernel + 1, stride)
+        inside = [[at for at in range(start, start + kernel) if 0 <= at < len(before)] for start in starts]
+        seen.append([set().union(*(before[at] for at in cells)) for cells in inside])
+    chosen &= set(range(len(steps)))
+    assume(chosen and all(seen))
+    found = list(each_field(steps, (40, 1), chosen))
+    assert [step for step, _ in found] == sorted(chosen)
+    for step, fields in found:
+        assert [set(np.flatnonzero(row).tolist()) for row in fields.terms[0].rows] == seen[step]
+
+
+def chain(length: int) -> list[Step]:
+    window = Window(3, before=1, after=1)
+    return [Step(), *(Step((place,), window, window) for place in range(length))]
+
+
+def test_all_maps_of_a_chain_take_as_many_steps_as_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return taps_of(*given)
+
+    monkeypatch.setattr("onnxfeat.drawing.receptive_fields.taps_of", counted)
+    assert len(list(each_field(chain(300), (8, 8), range(301)))) == 301
+    assert len(calls) == 600  # rows and columns
+
+
+def test_fields_are_not_kept_behind_their_last_use() -> None:
+    side = 256
+    tracemalloc.start()
+    try:
+        for _, fields in each_field(chain(100), (side, side), range(101)):
+            assert fields.cells == (side, side)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * side * side * 4  # two matrices for each of a few maps; of all maps it would be 200
 
 
 @pytest.mark.parametrize(

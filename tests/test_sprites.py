@@ -1,4 +1,5 @@
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,32 @@ def test_every_value_can_be_read_from_the_sprite_to_half_a_step(array: NDArray[n
     step = (flat.max(axis=1) - flat.min(axis=1))[:, None, None] / 251
     rounding = np.abs(flat).max(axis=1)[:, None, None] * 1e-6
     assert (np.abs(found - array) <= step / 2 + rounding + 1e-37).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    parts=hnp.arrays(
+        np.float64, st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(1, 6)), elements=st.floats(0, 1)
+    ),
+    low=st.sampled_from([0.0, -0.5, 0.3]),
+    reach=st.sampled_from([1e-25, 1e-31, 1e-36, 1e-38, 1e-42]),
+)
+def test_values_of_tiny_ranges_can_be_read_to_half_a_step_too(
+    parts: NDArray[np.float64], low: float, reach: float
+) -> None:
+    parts[:, 0, 0], parts[:, 1, 0] = 0, 1
+    array = ((parts + low) * reach).astype(np.float32)
+    known = statistics(array[None])
+    ends = (x[0].astype(np.float64)[:, None, None] for x in (known.lowest, known.highest))  # as the page holds them
+    least, greatest = ends
+    found = least + tiles(sprite_of(array, known), len(array)) / 251 * (greatest - least)
+    step = (greatest - least) / 251
+    assert (np.abs(found - array.astype(np.float64)) <= step / 2 * (1 + 1e-4)).all()
+
+
+def test_what_is_not_finite_has_levels_of_its_own_beside_the_tiniest_values() -> None:
+    array = np.array([[[1e-42, np.nan, 2e-42, np.inf, -np.inf, 3e-42]]], np.float32)
+    assert tiles(made(array), 1)[0, 0].tolist() == [0, NAN, 126, PLUS_INFINITE, MINUS_INFINITE, 251]
 
 
 def test_the_least_and_the_greatest_value_and_a_zero_at_the_end_are_exact() -> None:
@@ -175,16 +202,55 @@ def test_the_block_is_the_least_that_fits(shape: tuple[int, ...]) -> None:
     assert block == 1 or not fits(block - 1)
 
 
-def test_the_file_is_the_same_each_time_and_all_rows_have_the_filter_up() -> None:
-    import zlib
+def rows_of(png: bytes) -> NDArray[np.uint8]:
+    """Return the rows of a PNG file as they were packed, with their filters in front."""
+    start, width = png.index(b"IDAT"), int.from_bytes(png[16:20], "big")
+    data = zlib.decompress(png[start + 4 : start + 4 + int.from_bytes(png[start - 4 : start], "big")])
+    return np.frombuffer(data, np.uint8).reshape(-1, width + 1)
 
-    levels = np.random.default_rng(0).integers(0, 256, (9, 17), dtype=np.uint8)
+
+def packed_size(levels: NDArray[np.uint8], rule: int) -> int:
+    """Return the bytes that levels take if all rows have one filter: 0 is None, 2 is Up."""
+    rows = np.diff(levels, axis=0, prepend=np.uint8(0)) if rule else levels
+    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
+    return len(packer.compress(np.insert(rows, 0, rule, axis=1).tobytes()) + packer.flush())
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+def test_the_file_is_the_same_each_time_and_rows_have_the_filters_that_the_page_reads(
+    levels: NDArray[np.uint8],
+) -> None:
     png = png_of(levels)
     assert png == png_of(levels)
     assert (indices(png) == levels).all()
-    start = png.index(b"IDAT")
-    data = zlib.decompress(png[start + 4 : start + 4 + int.from_bytes(png[start - 4 : start], "big")])
-    assert set(data[:: 17 + 1]) == {2}
+    rows = rows_of(png)
+    assert set(rows[:, 0]) <= {0, 2}
+    found = np.zeros_like(levels)
+    for place, row in enumerate(rows):
+        found[place] = row[1:] + (found[place - 1] if row[0] == 2 and place else 0)
+    assert (found == levels).all()
+
+
+def test_noise_is_not_filtered_and_what_is_smooth_is() -> None:
+    noise = np.clip(np.random.default_rng(0).normal(126, 30, (300, 400)), 0, 251).astype(np.uint8)
+    smooth = (126 + 100 * np.sin(np.add.outer(np.arange(300) / 20, np.arange(400) / 7))).astype(np.uint8)
+    for levels, rule in ((noise, 0), (smooth, 2)):
+        rows = rows_of(png_of(levels))
+        assert set(rows[:, 0]) == {rule}
+        assert packed_size(levels, rule) < 0.97 * packed_size(levels, 2 - rule)
+
+
+def test_small_maps_are_smaller_than_by_either_filter_as_their_gaps_are_not_filtered() -> None:
+    rows, columns = np.indices((7, 7))
+    phases = np.random.default_rng(0).uniform(0, 6, (200, 1, 1))
+    array = np.sin(rows / 2 + phases) + np.cos(columns / 3 + 2 * phases)
+    png = made(array.astype(np.float32)).png
+    filtered = rows_of(png)
+    assert (filtered[7::8, 1:] == GAP).all()
+    assert not filtered[7::8, 0].any()
+    size = len(png) - len(png_of(np.zeros((1, 1), np.uint8)))
+    assert size < 0.95 * min(packed_size(indices(png), rule) for rule in (0, 2))
 
 
 @pytest.mark.parametrize("shape", [(4, 30, 40), (4, 300, 20), (2, 1000), (2, 5, 9, 9), (1, 1, 1)])
@@ -192,5 +258,5 @@ def test_a_thumbnail_shows_the_channel_of_the_greatest_variance(shape: tuple[int
     array = np.zeros(shape, np.float32)
     array[-1] = np.random.default_rng(0).normal(size=shape[1:])
     levels = indices(thumbnail_of(array, statistics(array[None])))
-    assert max(levels.shape) <= 64
+    assert max(levels.shape) <= 48
     assert len(np.unique(levels)) > 1 or array[-1].size == 1

@@ -13,7 +13,7 @@ which is such a pair of matrices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,30 +106,66 @@ def receptive_fields(registration: Registration) -> ReceptiveFields:
         >>> fields.of_cell(0, 0)[:, 0].tolist()
         [True, False, True, False, False, False]
     """
-    steps, wanted = registration.steps, _ancestors(registration.steps, registration.step)
-    last_use = {parent: position for position in sorted(wanted) for parent in steps[position].parents}
+    ((_, found),) = each_field(registration.steps, registration.size, [registration.step])
+    return found
+
+
+def each_field(
+    steps: Sequence[Step], size: tuple[int, int], wanted: Iterable[int]
+) -> Iterator[tuple[int, ReceptiveFields]]:
+    """Yield what the cells of several maps see, found in one sweep from the input on.
+
+    The time is that of the last map alone, and no field is kept behind the last step that needs it.
+
+    Args:
+        steps: From the picture to all of these maps (see `onnxfeat.registration.Skeleton`).
+        size: Rows and columns of the model's input.
+        wanted: Positions of the steps that give them.
+
+    Yields:
+        Each of these positions, in their order among the steps, and what the cells see there.
+
+    Raises:
+        PictureError: The steps contradict each other, or make a map of absurd size.
+
+    Example:
+        >>> from onnxfeat.registration import Window
+        >>> steps = (Step(), *(Step((x,), Window(3), Window(1)) for x in range(3)))
+        >>> [(step, fields.cells) for step, fields in each_field(steps, (9, 2), [3, 1])]
+        [(1, (7, 2)), (3, (3, 2))]
+    """
+    wanted = set(wanted)
+    needed = sorted(_ancestors(steps, wanted))
+    last_use = {position: position for position in needed}
+    last_use |= {parent: position for position in needed for parent in steps[position].parents}
     fields: dict[int, ReceptiveFields] = {}
-    for position in sorted(wanted):
+    for position in needed:
         step = steps[position]
-        if not step.parents:
-            rows, columns = (np.eye(length, dtype=np.float32) for length in registration.size)
-            fields[position] = ReceptiveFields((Term(rows, columns),))
-        elif step.rows is None:
-            fields[position] = _union([fields[parent] for parent in step.parents])
-        else:
-            fields[position] = _through(step, [fields[parent] for parent in step.parents])
-        for parent in step.parents:
-            if last_use[parent] == position:
-                fields.pop(parent, None)
-    found = fields[registration.step]
+        fields[position] = _behind(step, [fields[parent] for parent in step.parents], size)
+        if position in wanted:
+            yield position, fields[position]
+        for used in {position, *step.parents}:
+            if last_use[used] == position:
+                del fields[used]
+
+
+def _behind(step: Step, parents: Sequence[ReceptiveFields], size: tuple[int, int]) -> ReceptiveFields:
+    """Return what cells see behind a step, in matrices that nobody changes any more."""
+    if not parents:
+        rows, columns = (np.eye(length, dtype=np.float32) for length in size)
+        found = ReceptiveFields((Term(rows, columns),))
+    elif step.rows is None:
+        found = _union(parents)
+    else:
+        found = _through(step, parents)
     for term in found.terms:
         term.rows.flags.writeable = term.columns.flags.writeable = False
     return found
 
 
-def _ancestors(steps: Sequence[Step], step: int) -> set[int]:
-    """Return a step and all that lead to it."""
-    found, todo = set(), [step]
+def _ancestors(steps: Sequence[Step], wanted: Iterable[int]) -> set[int]:
+    """Return some steps and all that lead to them."""
+    found, todo = set(), [*wanted]
     while todo:
         position = todo.pop()
         if position not in found:

@@ -115,7 +115,8 @@ class LayerStatistics:
     """What is known of all values of a layer for one photograph, in its own units.
 
     Attributes:
-        mean: Mean of the finite values.
+        finite: Number of values that are finite.
+        mean: Mean of these.
         deviation: Their population standard deviation.
         lowest: Least finite value; 0 where there is none.
         highest: Greatest finite value; 0 where there is none.
@@ -126,6 +127,7 @@ class LayerStatistics:
         histogram: How they are spread.
     """
 
+    finite: int
     mean: float
     deviation: float
     lowest: float
@@ -143,6 +145,7 @@ class View:
 
     Attributes:
         photograph: Position of the photograph in the page.
+        shape: Shape of the map, `(C, *spatial)`.
         sprite: All channels.
         low: Least finite value of each channel, what level 0 of the sprite stands for; float32 (C,).
         high: Greatest finite value of each channel, what the last finite level stands for; float32 (C,).
@@ -156,6 +159,7 @@ class View:
     """
 
     photograph: int
+    shape: tuple[int, ...]
     sprite: Sprite
     low: NDArray[np.float32]
     high: NDArray[np.float32]
@@ -192,7 +196,6 @@ class LayerPage:
     Attributes:
         layer: The layer.
         position: Its position in the run, from 0.
-        shape: Shape of its map for one photograph, `(C, *spatial)`.
         views: One for each photograph that has a map.
         thumbnail: PNG file of the channel with the greatest variance.
         orders: Order to the channels in it: `magnitude`, `variance`, and `similarity` where that was asked for.
@@ -203,7 +206,6 @@ class LayerPage:
 
     layer: Layer
     position: int
-    shape: tuple[int, ...]
     views: tuple[View, ...]
     thumbnail: bytes
     orders: Mapping[str, NDArray[np.intp]]
@@ -215,6 +217,11 @@ class LayerPage:
     def channels(self) -> int:
         """Number of channels that are drawn."""
         return self.views[0].channels
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of its maps, each once: several where the model takes photographs of any size."""
+        return tuple(dict.fromkeys(view.shape for view in self.views))
 
     @property
     def dead(self) -> float:

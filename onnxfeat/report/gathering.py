@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,14 +22,16 @@ from onnxfeat.errors import PictureError
 from onnxfeat.findings import Check
 from onnxfeat.records import FeatureMap, Features, Layer
 from onnxfeat.registration import Registration
-from onnxfeat.report.contents import Fields, LayerPage, Page, Photograph, View
+from onnxfeat.report.contents import Fields, LayerPage, Page, Photograph, Sprite, View
 from onnxfeat.report.measures import layer_statistics
-from onnxfeat.report.places import fields_of
+from onnxfeat.report.places import Cells, fields_of
 from onnxfeat.report.portraits import portrait_of
 from onnxfeat.report.repetition import Run, command_of, python_of
-from onnxfeat.report.sprites import block_for, sprite_of, thumbnail_of
+from onnxfeat.report.sprites import block_for, png_of, sprite_of, thumbnail_of
 from onnxfeat.verdicts import verdict
 
+_OF_A_FILE = len(png_of(np.zeros((1, 1), np.uint8))) * 4 / 3  # bytes of a sprite beside its pixels
+_ROOM = 0.97  # of what a page may take, as pictures of blocks pack worse: else the runs would pass once more for it
 _OF_A_CHANNEL = 28  # bytes beside its pixels: extremes, mean, deviation and places in two orders, as base64
 
 
@@ -42,7 +46,7 @@ class _Seen:
         thumbnail: PNG file.
         orders: What decides the orders of its channels.
         views: Number of a photograph to the layer for it, without its place.
-        fields: Number of a photograph to what the cells see; None where they have no place.
+        registrations: Number of a photograph to how the cells lie on it, where they have a place.
     """
 
     layer: Layer
@@ -51,7 +55,7 @@ class _Seen:
     thumbnail: bytes
     orders: dict[str, BatchOrder]
     views: dict[PictureNumber, View] = field(default_factory=dict)
-    fields: dict[PictureNumber, Fields | None] = field(default_factory=dict)
+    registrations: dict[PictureNumber, Registration] = field(default_factory=dict)
 
     @property
     def bytes_each(self) -> float:
@@ -70,7 +74,7 @@ def gather(
 ) -> Page:
     """Return all that a page tells of some runs.
 
-    Where the page would be larger than `max_bytes` for each photograph, the runs pass once more, and in the layers that
+    Where the page would be larger than `max_bytes` for each photograph, the runs pass again, and in the layers that
     take most each pixel is the mean of a block of cells, as large as it must be.
 
     Args:
@@ -92,21 +96,21 @@ def gather(
         >>> [layer.layer.name for layer in page.layers][:2], page.layers[0].views[0].sprite.rows
         (['conv2d', 'max_pooling2d'], 148)
     """
-    blocks: dict[str, int] = {}
-    while True:
-        gathered = _Gathered(style=style, blocks=blocks, progress=progress)
-        for run in runs:
-            gathered.add(run)
-            del run  # its maps, before those of the next part are computed
-        more = _larger_blocks(gathered, max_bytes)
-        if more == blocks:
-            return gathered.page(check, facts or {})
+    gathered = _Gathered(style=style, progress=progress)
+    for run in runs:
+        gathered.add(run)
+        del run  # its maps, before those of the next part are computed
+    while (blocks := _larger_blocks(gathered, max_bytes)) != gathered.blocks:
         if isinstance(runs, Iterator):
             raise PictureError(
                 f"the page would take more than {max_bytes:,} bytes for each photograph, and the runs are an iterator, "
                 f"which gives the maps only once: pass what `FeatureExtractor.stream` returns, or raise max_bytes"
             )
-        blocks = more
+        gathered.blocks, numbers = blocks, PictureNumbers()
+        for run in runs:
+            gathered.make_coarser(run, numbers.of(run))
+            del run
+    return gathered.page(check, facts or {})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,19 +119,18 @@ class _Gathered:
 
     Attributes:
         style: How they are shown at first.
-        blocks: Layer name to the least block of cells that is one pixel.
         progress: Called with a layer's name.
+        blocks: Layer name to the least block of cells that is one pixel, where that is more than one.
     """
 
     style: Style
-    blocks: Mapping[str, int]
     progress: Callable[[str], None] | None
+    blocks: dict[str, int] = field(default_factory=dict)
     numbers: PictureNumbers = field(default_factory=PictureNumbers)
     first: Features | None = None
     photographs: dict[PictureNumber, Photograph] = field(default_factory=dict)
     layers: dict[str, _Seen] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    fields: dict[tuple[Any, ...], Fields] = field(default_factory=dict)  # those that were worked out before
 
     def add(self, run: Features) -> None:
         """Take the maps of a run or a part of one."""
@@ -153,7 +156,9 @@ class _Gathered:
         for (name, index), (view, known, subject) in zip(places, in_threads(work, places), strict=True):
             seen = self._seen(run[name], subject, known)
             seen.views[numbers[index]] = view
-            seen.fields[numbers[index]] = self._fields(view, run[name].registration, numbers[index])
+            registration = run[name].registration
+            if registration is not None:
+                seen.registrations[numbers[index]] = registration
             for order in seen.orders.values():
                 order.add(subject.array, known)
             if self.progress is not None:
@@ -161,13 +166,12 @@ class _Gathered:
 
     def _view(self, feature_map: FeatureMap, index: int) -> tuple[View, ChannelStatistics, Subject]:
         """Return one layer for one photograph, without its place; what is known of its channels, and its values."""
-        subject = subject_of(replace(feature_map, array=feature_map.array[index : index + 1]))
+        subject = _subject(feature_map, index)
         array, known = subject.array[0], statistics(subject.array)
-        is_numbers = "numbers" in subject.facts
-        block = 1 if is_numbers else max(block_for(array.shape), self.blocks.get(feature_map.name, 1))
         view = View(
             photograph=0,
-            sprite=sprite_of(array, known, block, numbers=is_numbers),
+            shape=feature_map.shape[1:],
+            sprite=self._sprite(feature_map.name, subject, known),
             low=known.lowest[0],
             high=known.highest[0],
             mean=known.mean[0].astype(np.float32),
@@ -179,6 +183,41 @@ class _Gathered:
             facts=subject.facts,
         )
         return view, known, subject
+
+    def _sprite(self, name: str, subject: Subject, known: ChannelStatistics) -> Sprite:
+        array, is_numbers = subject.array[0], "numbers" in subject.facts
+        block = 1 if is_numbers else max(block_for(array.shape), self.blocks.get(name, 1))
+        return sprite_of(array, known, block, numbers=is_numbers)
+
+    def make_coarser(self, run: Features, numbers: Sequence[PictureNumber]) -> None:
+        """Make the sprites of a run that passed before anew, as far as their blocks have become larger.
+
+        Args:
+            run: The run, or the part of it.
+            numbers: Of its pictures.
+
+        Raises:
+            PictureError: There are others than before.
+        """
+        if not self.photographs.keys() >= set(numbers):
+            raise PictureError(
+                "the page is too large, and the runs had other pictures when they passed again: pass runs that stay "
+                "the same, in a list for instance, or raise max_bytes"
+            )
+        places = [
+            (name, index)
+            for name in run
+            for index, number in enumerate(numbers)
+            if name in self.blocks and self.layers[name].views[number].sprite.block < self.blocks[name]
+        ]
+
+        def work(place: tuple[str, int]) -> Sprite:
+            subject = _subject(run[place[0]], place[1])
+            return self._sprite(place[0], subject, statistics(subject.array))
+
+        for (name, index), sprite in zip(places, in_threads(work, places), strict=True):
+            views = self.layers[name].views
+            views[numbers[index]] = replace(views[numbers[index]], sprite=sprite)
 
     def _seen(self, feature_map: FeatureMap, subject: Subject, known: ChannelStatistics) -> _Seen:
         name = feature_map.name
@@ -192,15 +231,6 @@ class _Gathered:
                 orders={order: BatchOrder(order=order) for order in sorted(wanted - {"index"})},
             )
         return self.layers[name]
-
-    def _fields(self, view: View, registration: Registration | None, number: PictureNumber) -> Fields | None:
-        """Return what the cells of a view see."""
-        if registration is None:
-            return None
-        key = (registration, self.photographs[number].size, view.sprite.block)
-        if key not in self.fields:
-            self.fields[key] = fields_of(*key)
-        return self.fields[key]
 
     def page(self, check: Check | None, facts: Mapping[str, Any]) -> Page:
         """Return the page of all that was added."""
@@ -225,7 +255,7 @@ class _Gathered:
         )
         places = {name: place for place, name in enumerate(first.layers)}
         seen = [self.layers[name] for name in sorted(self.layers, key=places.__getitem__)]
-        fields: dict[Fields, int] = {}
+        fields, at = _fields_of(seen, self.photographs)
         return Page(
             model=first.model,
             sha256=first.sha256,
@@ -237,27 +267,49 @@ class _Gathered:
             versions=versions(),
             style=self.style,
             photographs=photographs,
-            layers=tuple(_layer_page(one, position, numbers, fields, run) for position, one in enumerate(seen)),
+            layers=tuple(_layer_page(one, place, numbers, at[one.layer.name], run) for place, one in enumerate(seen)),
             left_out=self.left_out,
-            fields=tuple(fields),
+            fields=fields,
             notes=tuple(_notes(seen)),
         )
 
 
+def _subject(feature_map: FeatureMap, index: int) -> Subject:
+    """Return a layer for one photograph, as it is drawn."""
+    return subject_of(replace(feature_map, array=feature_map.array[index : index + 1]))
+
+
+def _fields_of(
+    layers: Sequence[_Seen], photographs: Mapping[PictureNumber, Photograph]
+) -> tuple[tuple[Fields, ...], dict[str, dict[PictureNumber, int]]]:
+    """Return what the cells of all layers see, each kind once; and for each layer and photograph which one it is."""
+    places = [(seen, number) for seen in layers for number in seen.registrations]
+    found = fields_of(
+        Cells(
+            registration=seen.registrations[number],
+            photograph=photographs[number].size,
+            block=seen.views[number].sprite.block,
+        )
+        for seen, number in places
+    )
+    each: dict[Fields, int] = {}
+    at: dict[str, dict[PictureNumber, int]] = {seen.layer.name: {} for seen in layers}
+    for (seen, number), fields in zip(places, found, strict=True):
+        at[seen.layer.name][number] = each.setdefault(fields, len(each))
+    return tuple(each), at
+
+
 def _layer_page(
-    seen: _Seen, position: int, numbers: list[PictureNumber], fields: dict[Fields, int], run: Run
+    seen: _Seen, position: int, numbers: list[PictureNumber], fields: Mapping[PictureNumber, int], run: Run
 ) -> LayerPage:
-    """Return a layer; `fields` are those of the layers before it, with their positions, and get its own."""
+    """Return a layer; `fields` tells for photographs where in the page stands what its cells see."""
     views = []
     for place, number in enumerate(numbers):
         if number in seen.views:
-            sight = seen.fields[number]
-            at = None if sight is None else fields.setdefault(sight, len(fields))
-            views.append(replace(seen.views[number], photograph=place, fields=at))
+            views.append(replace(seen.views[number], photograph=place, fields=fields.get(number)))
     return LayerPage(
         layer=seen.layer,
         position=position,
-        shape=seen.shape,
         views=tuple(views),
         thumbnail=seen.thumbnail,
         orders={name: order.order().channels for name, order in seen.orders.items()},
@@ -271,18 +323,22 @@ def _larger_blocks(gathered: _Gathered, max_bytes: int) -> dict[str, int]:
     """Return the blocks with which a page fits a budget; those that it has if it does, or if nothing helps."""
     layers, blocks = gathered.layers, dict(gathered.blocks)
     present = {name: max(view.sprite.block for view in seen.views.values()) for name, seen in layers.items()}
-    sizes = {name: seen.bytes_each for name, seen in layers.items() if max(seen.shape[1:], default=1) > present[name]}
-    total = sum(seen.bytes_each + seen.shape[0] * _OF_A_CHANNEL for seen in layers.values())
+    sizes = {name: seen.bytes_each for name, seen in layers.items()}
+    total = sum(sizes[name] + seen.shape[0] * _OF_A_CHANNEL for name, seen in layers.items())
     wanted = dict(present)
-    while total > max_bytes and sizes:
-        name = max(sizes, key=lambda x: sizes[x])
-        total -= sizes[name]
-        wanted[name] += 1
-        if wanted[name] > max(layers[name].shape[1:]):  # one pixel a channel is the least
-            del sizes[name]
+    largest_first = [(-size, name) for name, size in sizes.items()]
+    heapq.heapify(largest_first)
+    goal = max_bytes if total <= max_bytes else _ROOM * max_bytes
+    while total > goal and largest_first:
+        negative, name = heapq.heappop(largest_first)
+        sides = layers[name].shape[1:]
+        if wanted[name] >= max(sides, default=1):  # one pixel a channel is the least
             continue
-        sizes[name] = layers[name].bytes_each * (present[name] / wanted[name]) ** len(layers[name].shape[1:])
-        total += sizes[name]
+        wanted[name] += 1
+        pixels = math.prod(-(-side // wanted[name]) / -(-side // present[name]) for side in sides)
+        size = _OF_A_FILE + (sizes[name] - _OF_A_FILE) * pixels
+        total += size + negative
+        heapq.heappush(largest_first, (-size, name))
     return blocks | {name: block for name, block in wanted.items() if block != present[name]}
 
 

@@ -12,6 +12,7 @@ from onnxfeat.drawing.channel_statistics import ChannelStatistics, blocks, halve
 from onnxfeat.report.contents import Histogram, LayerStatistics
 
 BINS = 60
+_TINY = 1e-30  # of ranges: float32 has no number as great as what they are to be multiplied by
 
 
 def layer_statistics(
@@ -35,6 +36,7 @@ def layer_statistics(
     zeros = array.size - int(np.count_nonzero(array))
     lowest, highest = float(whole.lowest[0, 0]), float(whole.highest[0, 0])
     return LayerStatistics(
+        finite=array.size - int(whole.not_finite[0, 0]),
         mean=float(whole.mean[0, 0]),
         deviation=float(whole.deviation[0, 0]),
         lowest=lowest,
@@ -63,9 +65,14 @@ def _histogram(array: NDArray[np.float32], low: float, high: float, zeros: int, 
 
 def _bins(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """Return the bin of each finite value; a value at the upper end belongs to the last."""
-    # Halved, as 3e38 less -3e38 is beyond float32.
-    places = halved(values)
-    places -= np.float32(low / 2)
-    places *= np.float32(BINS / (high / 2 - low / 2)) if high / 2 - low / 2 > 1e-36 else np.float32(1e38)
+    places: NDArray[Any]
+    if high - low < _TINY:
+        places = values.astype(np.float64)
+        places -= low
+        places *= BINS / (high - low)
+    else:  # halved, as 3e38 less -3e38 is beyond float32
+        places = halved(values)
+        places -= np.float32(low / 2)
+        places *= np.float32(BINS / (high / 2 - low / 2))
     np.clip(places, 0, BINS - 1, out=places)
     return places.astype(np.uint8)

@@ -158,7 +158,7 @@ def record_of(page: Page) -> dict[str, Any]:
         "layers": [
             {
                 "layer": layer.layer.name,
-                "shape": list(layer.shape),
+                "shapes": [list(shape) for shape in layer.shapes],
                 "channels": layer.channels,
                 "dead_channels": round(layer.dead * layer.channels),
                 "cells_per_pixel": max(view.sprite.block for view in layer.views),
@@ -184,7 +184,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, bars=bars, fragment=fragment)
+    environment.filters.update(number=number, percent=percent, bars=bars, fragment=fragment, exact=exact)
     return environment.get_template("page.html")
 
 
@@ -207,6 +207,16 @@ def fragment(name: str) -> str:
         'block%2Fconv%201'
     """
     return urllib.parse.quote(readable(name), safe="!'()*")
+
+
+def exact(value: float) -> str:
+    """Return a number with all its digits.
+
+    Example:
+        >>> exact(1 / 255), exact(1.0)
+        ('0.00392156862745098', '1')
+    """
+    return repr(float(value)).removesuffix(".0")
 
 
 def percent(share: float) -> str:

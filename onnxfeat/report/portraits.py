@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onnxfeat.picture_files import Picture, as_image, content_of, converted, digest_of
+from onnxfeat.picture_files import Picture, as_image, content_of, converted, digest_of, size_of_file
 from onnxfeat.records import Features
 from onnxfeat.report.contents import Photograph
 
@@ -32,17 +32,19 @@ def portrait_of(run: Features, index: int) -> Photograph:
 
 def _picture(photograph: Picture, name: str) -> tuple[tuple[int, int], bytes]:
     """Return rows and columns of a photograph, and a PNG or JPEG file of it, not larger than a page needs."""
-    content = content_of(photograph)
+    content = content_of(photograph, _LONGEST)
     image = converted(as_image(content, name) if isinstance(content, np.ndarray) else content, "RGB", name)
-    size = image.height, image.width
+    height, width = image.height, image.width
+    if isinstance(photograph, str | Path) and isinstance(content, Image.Image):
+        height, width = size_of_file(Path(photograph))  # it may have been decoded smaller
     # What Pillow's `thumbnail` does, but for changing the image, which may be the caller's.
-    factor = min(_LONGEST / max(size), 1)
+    factor = _LONGEST / max(height, width)
     if factor < 1:
-        small = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
+        small = max(round(width * factor), 1), max(round(height * factor), 1)
         image = image.resize(small, Image.Resampling.LANCZOS, reducing_gap=2.0)
     file = io.BytesIO()
-    if size[0] * size[1] <= _LOSSLESS:
+    if height * width <= _LOSSLESS:
         image.save(file, format="PNG")
     else:
-        image.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
-    return size, file.getvalue()
+        image.save(file, format="JPEG", quality=_QUALITY)
+    return (height, width), file.getvalue()
