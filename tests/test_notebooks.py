@@ -135,6 +135,14 @@ def test_of_very_many_channels_layers_from_first_to_last_are_shown() -> None:
     assert re.search(r"\d+ of 80 layers: `write_report` writes a page of all", page)
 
 
+def test_of_very_many_layers_some_from_first_to_last_are_shown() -> None:
+    html = as_features({f"layer_{place}": noise(1, 2, 8, 8) for place in range(700)})._repr_html_()
+    assert len(html) < 4_000_000
+    page = Frame(html).page
+    assert "<h2>layer_0</h2>" in page
+    assert "<h2>layer_699</h2>" in page
+
+
 def test_of_many_photographs_the_first_three_are_shown() -> None:
     names = tuple(f"{place}.png" for place in range(9))
     features = as_features({"a": noise(9, 4, 30, 30)}, pictures=names, preprocessed=(False,) * 9)

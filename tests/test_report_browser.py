@@ -28,6 +28,7 @@ from onnxfeat.errors import LayerError
 from onnxfeat.layers.selection import select
 from onnxfeat.preprocessing import Preprocessing
 from onnxfeat.records import FeatureMap, Features, Kind, Layer, ProviderChoice
+from onnxfeat.registration import Registration, Step, Window
 from onnxfeat.report.pages import write_report
 
 if TYPE_CHECKING:
@@ -416,6 +417,26 @@ def test_photographs_of_several_sizes_share_a_scale(show: Open) -> None:
                 assert_shows(report, method, over)
 
 
+def test_one_photograph_may_be_there_twice(show: Open) -> None:
+    once = features_of({"map": noise(1, 4, 12, 9)}, photographs=("models/pictures/chelsea.png",))
+    with show([once, once]) as report:
+        for index in (0, 1):
+            assert report.canvas(index).is_visible()
+            report.hover_cell(3, 4, photograph=index)
+            assert report.told("photograph") == index
+
+
+def test_pictures_tell_the_shape_of_their_own_map(show: Open) -> None:
+    runs = [features_of({"map": noise(1, 4, *sides)}, pictures=(f"{sides}.png",)) for sides in ((12, 9), (7, 15))]
+    with show(runs) as report:
+        for index, sides in enumerate(("12 x 9", "7 x 15")):
+            for picture in (report.section.locator("img.sprite").nth(index), report.canvas(index)):
+                told = picture.get_attribute("alt") or picture.get_attribute("aria-label") or ""
+                assert f"4 channels of {sides} for" in told
+        assert "12 x 9" in report.section.locator(".facts").inner_text()
+        assert "7 x 15" in report.section.locator(".facts").inner_text()
+
+
 def test_nan_is_magenta_and_infinite_values_are_cyan(show: Open) -> None:
     array = noise(1, 3, 8, 8)
     array[0, 0, 2, 3], array[0, 0, 4, 5], array[0, 0, 6, 7] = np.nan, np.inf, -np.inf
@@ -544,7 +565,66 @@ def test_where_no_cell_belongs_to_a_place_the_page_says_why(show: Open) -> None:
         assert report.layer["why_no_place"] in report.readout
 
 
+def test_the_map_stays_under_the_pointer_whatever_is_told_of_it(show: Open) -> None:
+    """A line more in the panel must not push the pictures down: the next move would tell another cell."""
+    layer = layer_of("gated")
+    registration = Registration(steps=(Step(), Step((0,), Window(3), Window(3))), step=1, size=INPUT, gated=True)
+    array = noise(1, 2, INPUT[0] - 2, INPUT[1] - 2)
+    features = features_of({"gated": FeatureMap(layer=layer, array=array, registration=registration), "lost": array})
+    for name in ("gated", "lost"):
+        with show(features, f"#{name}", options={"viewport": {"width": 1200, "height": 900}}) as report:
+            stage = report.stage(0, "large")
+            before = stage.bounding_box()
+            rows = []
+            for row in range(4):
+                report.hover_cell(row, 5)
+                rows.append(report.told("row"))
+                assert stage.bounding_box() == before
+            assert rows == [0, 1, 2, 3]
+
+
+def test_the_panel_shows_the_photograph_of_the_cell_that_is_pointed_at_in_the_grid(show: Open) -> None:
+    features = features_of({"map": noise(6, 4, 12, 9)})
+    with show(features, options={"viewport": {"width": 1440, "height": 700}}) as report:
+        for index in (5, 2):
+            report.hover_tile(1, 3, 4, photograph=index)
+            seen, told = (x.bounding_box() for x in (report.stage(index, "seen"), report.page.locator("output")))
+            assert seen is not None
+            assert told is not None
+            assert told["y"] + told["height"] <= seen["y"] <= 700 - seen["height"]
+
+
+def test_what_no_finite_value_has_is_not_told_as_zero(show: Open) -> None:
+    array = noise(1, 2, 6, 6)
+    array[0, 1] = np.nan
+    with show(features_of({"half": array, "none": np.full((1, 2, 6, 6), np.nan)}), "#half/1") as report:
+        assert report.aside.locator("[data-fact]").all_text_contents() == ["\N{EN DASH}"] * 4
+        assert report.aside.locator(".note").inner_text() == "36 NaN or infinite"
+        report.page.goto(report.page.url.partition("#")[0] + "#none")
+        report.wait_for("none")
+        cells = report.section.locator("tbody td").all_text_contents()
+        assert [x.strip() for x in cells[1:5]] == ["\N{EN DASH}"] * 4
+        assert "no value is finite" in (report.canvas().get_attribute("aria-label") or "")
+
+
 # Ways through the page.
+
+
+def test_a_link_to_a_channel_shows_it_in_the_grid(show: Open) -> None:
+    with show(features_of({"many": noise(1, 900, 12, 12)}), "#many/890") as report:
+        box = report.page.locator(".grids .selected").bounding_box()
+        assert box is not None
+        assert 0 <= box["y"] <= report.page.viewport_size["height"] - box["height"]  # type: ignore[index]
+
+
+def test_escape_takes_the_search_back(show: Open) -> None:
+    with show(explored()) as report:
+        report.press("/")
+        report.page.keyboard.type("op:MaxPool")
+        assert report.page.locator("nav li:visible").count() == 1
+        report.press("Escape")
+        assert report.page.locator("nav li:visible").count() == len(explored())
+        assert report.page.get_by_role("searchbox").input_value() == ""
 
 
 def shown_fragment(report: Report) -> str:
@@ -663,7 +743,18 @@ SEARCHED = (
 TERMS = [
     *("conv2d", "conv2d*", "conv2d_?", "[br]*", "[!cm]*", "features.*", "*", "up[0]", "up[[]0]", "*up", "7", "a+b$"),
     *("op:Conv", "op:MaxPool", "op:ConvTranspose", "kind:conv", "kind:pool", "kind:activation", "kind:norm"),
-    *("kind:other", "kind:vector", "kind:any", r"re:_\d$", "re:^head/", "re:^(bn|up)", "re:[a-m]n$"),
+    *(
+        "kind:other",
+        "kind:vector",
+        "kind:any",
+        r"re:_\d$",
+        "re:^head/",
+        "re:^(bn|up)",
+        "re:[a-m]n$",
+        r"re:\Aconv",
+        r"re:d\Z",
+        "re:(?P<x>pool)",
+    ),
     *("0", "1", "4", "-1", "-5", "0:2", "-2:", ":-4", ":", "3:100", "2:2", "9", "-7"),
 ]
 
@@ -762,6 +853,8 @@ def test_without_a_script_every_layer_is_there(show: Open) -> None:
 @pytest.mark.parametrize("keys", ["", "t", "tt"])  # as the system, light, dark
 def test_on_paper_every_layer_is_there_black_on_white(show: Open, keys: str) -> None:
     with show(explored(), "#second") as report:
+        # Skia writes each picture of the page as one of the file; at once, before any was shown.
+        assert report.page.pdf().count(b"/Subtype /Image") >= 2 * len(explored())
         report.press(*keys)
         report.page.emulate_media(media="print")
         report.page.wait_for_timeout(200)  # for what the page does when its parts are hidden
@@ -776,8 +869,6 @@ def test_on_paper_every_layer_is_there_black_on_white(show: Open, keys: str) -> 
         )
         assert sum(map(int, re.findall(r"\d+", text)[:3])) < 100, text
         assert all(paper in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)") for paper in papers), papers
-        # Skia writes each picture of the page as one of the file.
-        assert report.page.pdf().count(b"/Subtype /Image") >= 2 * len(explored())
         report.page.emulate_media(media="screen")
         report.page.wait_for_timeout(200)
         assert_shows(report, "zscore", "channel")

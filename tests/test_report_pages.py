@@ -196,6 +196,18 @@ def test_what_was_run_stands_on_the_page(features: Features, tmp_path: Path, mod
         assert word in page.text
 
 
+def test_the_preprocessing_is_told_with_all_digits(tmp_path: Path) -> None:
+    import dataclasses
+
+    way = Preprocessing(scale=1 / 127.5, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 1, 0.27577711))
+    page = written(dataclasses.replace(as_features({"a": noise(1, 2, 5, 5)}), preprocessing=way), tmp_path)
+    text = " ".join(page.text.split())
+    assert (
+        "(picture \N{MULTIPLICATION SIGN} 0.00784313725490196 \N{MINUS SIGN} 0.48145466, 0.4578275, 0.40821073)" in text
+    )
+    assert ") / 0.26862954, 1, 0.27577711" in text
+
+
 def test_the_record_tells_what_is_shown(features: Features, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     record = json.loads(json.dumps(write_report(features, path, normalize="log", top=8)))

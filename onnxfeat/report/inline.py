@@ -19,6 +19,7 @@ from onnxfeat.report.pages import render
 _MOST_BYTES = 2_000_000  # of all sprites and numbers; photographs, script and escapes make half as many again
 _MOST_PHOTOGRAPHS = 3
 _MOST_CHANNELS = 30_000  # of all layers: each takes 28 bytes, however coarse its picture
+_MOST_LAYERS = 150  # each takes 10 kB: its section, its thumbnail, its table
 _HEIGHT = 760  # pixels
 
 
@@ -69,7 +70,9 @@ def _shown(features: Features) -> tuple[Features, list[str]]:
     drawable = [name for name, feature_map in maps.items() if not why_not_drawable(feature_map)]
     number = len(drawable)
     chosen = drawable
-    while len(chosen) > 1 and sum(maps[name].channels for name in chosen) > _MOST_CHANNELS:
+    while len(chosen) > 1 and (
+        len(chosen) > _MOST_LAYERS or sum(maps[name].channels for name in chosen) > _MOST_CHANNELS
+    ):
         number = number * 3 // 4
         places = np.unique(np.linspace(0, len(drawable) - 1, max(number, 1)).round().astype(int))
         chosen = [drawable[place] for place in places]

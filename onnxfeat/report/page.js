@@ -6,6 +6,7 @@ const LAST = 251, GAP = 252, MINUS_INFINITE = 253, PLUS_INFINITE = 254, NOT_A_NU
 // What counts as no contrast (onnxfeat/drawing/channel_statistics.py).
 const ROUNDING = 4 * 2 ** -23, SMALLEST = 2 ** -126
 const BEND = 255 // mu of the mu-law, the value of ITU-T G.711
+const MOST_ALIKE = 5000 // channels that are compared in pairs; it takes a second
 const {ceil, expm1, floor, log1p, max, min, round, sqrt, trunc} = Math
 
 const isInline = location.protocol === "about:" // in a notebook, whose address is not ours
@@ -25,6 +26,7 @@ const words = (parts, between = ", ") => parts.filter(Boolean).join(between)
 const short = (value, digits = 4) => String(Number(value.toPrecision(digits))).replace("Infinity", "∞")
 const within = (value, low, high) => min(max(value, low), high)
 const range = count => [...Array(count).keys()]
+const extent = numbers => [min, max].map(end => numbers.reduce((one, other) => end(one, other)))
 const total = (items, of) => items.reduce((sum, item) => sum + of(item), 0)
 
 function rested(rest, call) {
@@ -35,7 +37,7 @@ function rested(rest, call) {
   }
 }
 
-// A notebook around the page stays where it is.
+// A notebook stays where it is.
 function reveal(element) {
   if (!isInline) element.scrollIntoView({block: "nearest", inline: "nearest"})
 }
@@ -59,9 +61,9 @@ async function pixelsOf(image) {
   const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"))
   const rows = new Uint8Array(await new Response(stream).arrayBuffer())
   const width = numbers.getUint32(16), pixels = new Uint8Array(width * numbers.getUint32(20))
-  for (let from = 0, to = 0; to < pixels.length; to++) {
-    if (to % width === 0) from++ // the filter of a row, always Up: what is added to the row above
-    pixels[to] = rows[from++] + (to < width ? 0 : pixels[to - width])
+  for (let from = 0, to = 0, isUp; to < pixels.length; to++) {
+    if (to % width === 0) isUp = rows[from++] // the filter of a row: None, or Up, what is added to the row above
+    pixels[to] = rows[from++] + (isUp && to >= width ? pixels[to - width] : 0)
   }
   return [pixels, width]
 }
@@ -75,7 +77,8 @@ async function decodeView(view, count, image) {
     for (let to = 0; to < levels.length; to += columns, from += width) levels.set(pixels.subarray(from, from + columns), to)
     for (const level of levels) counts[level]++
     const [low, high, mean, deviation] = numbers.map(x => x[number]), finite = total(counts.subarray(0, GAP), Number)
-    return {levels, counts, finite, low, high, mean, deviation, isConstant: finite > 0 && isFlat(low, high)}
+    const odd = total(counts.subarray(MINUS_INFINITE), Number)
+    return {levels, counts, finite, odd, low, high, mean, deviation, isConstant: finite > 0 && isFlat(low, high)}
   })
   return {...view, channels, image, name: data.photographs[view.photograph].name}
 }
@@ -108,12 +111,11 @@ function pooled(channels) {
   const some = channels.filter(x => x.finite), count = total(some, x => x.finite)
   const mean = total(some, x => (x.mean * x.finite) / count)
   const variance = total(some, x => ((x.deviation ** 2 + (x.mean - mean) ** 2) * x.finite) / count)
-  const low = some.reduce((least, x) => min(least, x.low), count ? Infinity : 0)
-  const high = some.reduce((most, x) => max(most, x.high), count ? -Infinity : 0)
+  const [low, high] = extent(count ? some.flatMap(x => [x.low, x.high]) : [0])
   return {low, high, mean, deviation: sqrt(variance), isConstant: count > 0 && isFlat(low, high)}
 }
 
-// Of all finite values, between two of them in proportion, as in NumPy.
+// Between two values in proportion, as in NumPy.
 function percentilesOf(channels) {
   const levels = range(GAP), found = channels.flatMap(x => levels.filter(level => x.counts[level]).map(level => [valueOf(x, level), x.counts[level]]))
   let count = 0
@@ -195,7 +197,9 @@ function drawLegend(box, ends) {
 // == order of the channels
 
 function shownChannels() {
-  const {orders, flat} = layer, ranked = (orders[choices.order] ??= bySimilarity())
+  const {orders, flat, channels} = layer, isEasy = channels <= MOST_ALIKE
+  if (!isEasy && !orders[choices.order]) complain(ui.message.dataset.many)
+  const ranked = (orders[choices.order] ??= isEasy ? bySimilarity() : orders.index)
   const lively = ranked.filter(number => !flat[number]), rest = ranked.filter(number => flat[number])
   const kept = {keep: ranked, last: [...lively, ...rest], omit: lively.length ? lively : rest}[choices.dead]
   return kept.slice(0, choices.top || ranked.length)
@@ -222,19 +226,19 @@ function bySimilarity() {
       for (let at = 0; at < vector.length; at++) product += vector[at] * other[at]
       return round((product / vector.length) * 1e4) // differences by rounding do not count
     })
-    next = alike.indexOf(alike.reduce((most, x) => max(most, x), -Infinity))
+    next = alike.length && alike.indexOf(extent(alike)[1])
   }
   return [...path, ...orders.index.filter(number => flat[number])]
 }
 
 // == the grids
 
-// Size of tiles in cells, how many lie in a row, and pixels of a cell.
+// Tiles in cells, how many lie in a row, pixels of a cell.
 function layoutOf({rows, columns}) {
   const isLine = rows === 1 && columns > 1, wide = columns + 1, high = rows + !isLine, box = ui.grids.clientWidth - 8, count = shown.length
   const room = max(box / active.length - 14, min(box, 190)), tallest = max(ui.main.clientHeight - 330, 240)
   const filling = sqrt((room * tallest) / (count * wide * high)), legible = ceil(36 / columns)
-  const zoom = choices.zoom || floor(within(max(filling, legible), 1, within(room / wide, 1, 24)))
+  const zoom = choices.zoom || within(round(max(filling, legible)), 1, within(floor(room / wide), 1, 24))
   const across = within(floor(room / zoom / wide), 1, count), cornerOf = at => [(at % across) * wide, floor(at / across) * high]
   return {wide, high, across, down: ceil(count / across), cornerOf, zoom, tall: isLine ? max(zoom, 6) : zoom}
 }
@@ -259,7 +263,7 @@ function outline(selector, number) {
   }
 }
 
-// The cell at parts of a grid's width and height; null between tiles.
+// The cell at parts of a grid's sides; null between tiles.
 function cellAt({view, layout: {wide, high, across, down}}, x, y) {
   const left = floor(x * across * wide), top = floor(y * down * high), row = top % high, column = left % wide
   const number = shown[floor(top / high) * across + floor(left / wide)]
@@ -275,6 +279,7 @@ function point({target, clientX, clientY, type}) {
     if (stage === seen) return showPixel(screen, x, y)
     const inLarge = {view, number: channel, row: floor(y * view.rows), column: floor(x * view.columns)}
     cell = stage === large ? inLarge : cellAt(screen, x, y)
+    if (stage !== large) ui.aside.scrollTop = screen.pair.offsetTop - ui.told.offsetHeight // else it would move away
   } else if (!("row" in told)) return // nothing is to be taken back
   outline(".hovered", cell?.number)
   showCell()
@@ -290,8 +295,9 @@ function drawPair({view, pair, size, seen, large}) {
   drawChannels(canvas, columns, rows, view, [channel], () => [0, 0])
   canvas.ariaLabel = `${layer.name}, channel ${channel} for ${view.name}, values ${short(found.low)} to ${short(found.high)}`
   drawLegend(pair, endsOf(scaleFor(view, channel)))
-  for (const fact of all("[data-fact]", pair)) fact.textContent = short(found[fact.dataset.fact])
-  find(".note", pair).textContent = found.isConstant ? (view.dead.includes(channel) ? "dead: 0 everywhere" : "constant") : ""
+  for (const fact of all("[data-fact]", pair)) fact.textContent = found.finite ? short(found[fact.dataset.fact]) : "–"
+  const flat = found.isConstant && (view.dead.includes(channel) ? "dead: 0 everywhere" : "constant")
+  find(".note", pair).textContent = words([flat, found.odd && `${found.odd} NaN or infinite`])
 }
 
 function drawChannel() {
@@ -330,7 +336,6 @@ function seeing({terms}, row, column) {
   return terms.map(({rows, columns}) => ({rows: leading(rows, row), columns: leading(columns, column)}))
 }
 
-// Empty the canvas over a stage.
 function cleared(stage) {
   const canvas = stage.lastElementChild
   canvas.width = canvas.clientWidth * devicePixelRatio
@@ -338,7 +343,7 @@ function cleared(stage) {
   return canvas.getContext("2d")
 }
 
-// Outline rectangles on a stage of some rows and columns, and dim all else.
+// Outline rectangles on a stage, and dim all else.
 function mark(stage, rows, columns, terms, isDimmed = true) {
   const context = cleared(stage), {width, height} = context.canvas, across = width / columns, down = height / rows
   const each = (apart, draw) => {
@@ -351,7 +356,7 @@ function mark(stage, rows, columns, terms, isDimmed = true) {
   }
   context.fillStyle = "rgb(0 0 0 / 62%)"
   if (isDimmed) context.fillRect(0, 0, width, height)
-  // What lies inside is cleared below: rectangles that overlap have one outline. Tiny holes have none.
+  // The inside is cleared below: rectangles that overlap have one outline. Tiny holes have none.
   for (const [strokeStyle, wide] of [["#000", 8], ["#ffd84d", 4]]) {
     each(3, Object.assign(context, {strokeStyle, lineWidth: wide * devicePixelRatio}).strokeRect)
   }
@@ -361,7 +366,7 @@ function mark(stage, rows, columns, terms, isDimmed = true) {
 const markCell = (stage, rows, columns, row, column, isDimmed) =>
   mark(stage, rows, columns, [{rows: runsAt([row]), columns: runsAt([column])}], isDimmed)
 
-// Tell something instead of what was told and marked; screen readers wait until the pointer rests.
+// Tell something else; screen readers wait until the pointer rests.
 function tell(facts, ...lines) {
   for (const name in told) delete ui.aside.dataset[name]
   Object.assign(ui.aside.dataset, facts)
@@ -373,8 +378,7 @@ function tell(facts, ...lines) {
 }
 const readOut = rested(300, () => (ui.readout.ariaBusy = "false"))
 
-const doubts = fields => words([fields.bounded && "at most", fields.gated && "by a gate each cell sees the whole picture"], "; ")
-const extent = numbers => [numbers.reduce((least, x) => min(least, x)), numbers.reduce((most, x) => max(most, x))]
+const doubts = fields => words([fields.bounded && "at most", fields.gated && ui.readout.dataset.gated], "; ")
 
 function showCell() {
   const why = layer.why_no_place && `no place: ${layer.why_no_place}`
@@ -435,6 +439,7 @@ async function openLayer(position, wanted = null) {
   find(".sprites", ui.sections[position]).before(ui.explorer)
   ui.main.scrollTop = 0
   redraw(wanted !== null)
+  if (wanted !== null) reveal(find(".selected", ui.grids))
   setTimeout(() => layerAt((position + 1) % data.layers.length).catch(() => 0), 100)
 }
 
@@ -489,14 +494,14 @@ function goTo(position) {
   if (!isInline && address !== location.hash) history.pushState(null, "", address)
 }
 
-const addressOf = ({name}) => `#${encodeURIComponent(name.replace(/\p{Cs}/gu, "?"))}` // a half of a character has no code
+const addressOf = ({name}) => `#${encodeURIComponent(name)}`
 
 // Browsers refuse addresses that change too often.
 const keepAddress = rested(150, () => {
   if (!isInline && layer.name === data.layers[opened].name) history.replaceState(null, "", `${addressOf(layer)}/${channel}`)
 })
 
-// Open what the address names: `#name` or `#name/channel`; a slash in a name is encoded.
+// `#name` or `#name/channel`; a slash in a name is encoded.
 function followAddress() {
   const address = location.hash.slice(1), [, name, number] = /^(.*)\/(\d+)$/.exec(address) || []
   const positionOf = text => data.layers.findIndex(x => x.name === decode(text)), whole = positionOf(address)
@@ -528,7 +533,10 @@ function matching(term) {
   const named = test => layers.filter(x => test(x.name) || (x.source && test(x.source)))
   if (prefix === "kind") return layers.filter(x => rest === "any" || x.kind === rest || (rest === "vector" && x.is_vector))
   if (prefix === "op") return layers.filter(x => x.op_type === rest)
-  if (prefix === "re") return named(name => new RegExp(rest).test(name))
+  if (prefix === "re") { // as Python writes them
+    const pattern = new RegExp(rest.replace(/\\A/g, "^").replace(/\\Z/g, "$").replace(/\(\?P</g, "(?<"))
+    return named(name => pattern.test(name))
+  }
   if (/^-?\d+$|^(-?\d+)?:(-?\d+)?$/.test(term)) {
     const [start, stop = start + 1 || Infinity] = term.split(":").map((x, at) => (x ? Number(x) : [0, Infinity][at]))
     return layers.filter(x => /conv|pool/.test(x.kind)).slice(start, stop)
@@ -570,7 +578,7 @@ async function copy({target: button}) {
   const lines = button.previousElementSibling
   let isCopied = true
   try {
-    await navigator.clipboard.writeText(lines.textContent)
+    await (isInline ? Promise.reject() : navigator.clipboard.writeText(lines.textContent))
   } catch { // refused or not there, as in a frame
     getSelection().selectAllChildren(lines)
     isCopied = document.execCommand("copy")
@@ -585,7 +593,6 @@ function changeTheme() {
   ui.theme.textContent = theme
 }
 
-// What keys and buttons do.
 const actions = {
   ArrowUp: [moveLayer, -1], ArrowDown: [moveLayer, 1], ArrowLeft: [moveChannel, -1], ArrowRight: [moveChannel, 1],
   ShiftArrowUp: [moveCell, -1, 0], ShiftArrowDown: [moveCell, 1, 0], ShiftArrowLeft: [moveCell, 0, -1], ShiftArrowRight: [moveCell, 0, 1],
@@ -600,22 +607,27 @@ function act(event, name) {
   call(...steps, event)
 }
 
+const isModified = event => event.ctrlKey || event.altKey || event.metaKey
+
 const events = {
   hashchange: followAddress,
   resize: rested(60, () => layer && redraw(true)),
-  beforeprint: () => all("img").forEach(image => (image.loading = "eager")),
   input: ({target}) => (target === ui.search ? search() : choose(target)),
   pointermove: event => layer && point(event),
   click(event) {
     const name = event.target.closest("[data-click]")?.dataset.click
-    if (name && !event.ctrlKey && !event.metaKey && !event.shiftKey) act(event, name)
+    if (name && !isModified(event) && !event.shiftKey) act(event, name)
     else if (layer) point(event)
   },
   keydown(event) {
     const {key, target} = event, name = event.shiftKey && key.startsWith("Arrow") ? `Shift${key}` : key
-    if (event.ctrlKey || event.altKey || event.metaKey || ui.keys.open || !layer) return
+    if (isModified(event) || ui.keys.open || !layer) return
     if (!target.matches("input, select")) return name in actions && act(event, name)
-    if (key === "Escape") target.blur()
+    if (key === "Escape") {
+      ui.search.value = ""
+      search()
+      target.blur()
+    }
     if (key === "Enter" && target === ui.search) ui.links.find(link => !link.parentNode.hidden)?.click()
   },
 }
