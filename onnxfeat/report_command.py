@@ -10,7 +10,7 @@ import typer
 
 from onnxfeat.command_steps import planned, proven, still_pictures
 from onnxfeat.drawing_options import Colormap, DeadOnes, Normalize, Ordered, Over, Percentiles, Top, style_of
-from onnxfeat.errors import OnnxfeatError
+from onnxfeat.errors import OnnxfeatError, OutputError
 from onnxfeat.files import refuse_existing
 from onnxfeat.options import (
     AsJson,
@@ -118,6 +118,7 @@ def report(
         refuse_existing(output, overwrite)  # before the work, which may take minutes
         most = budget_of(page_size)
         pictures = still_pictures(picture_paths(images), quiet=quiet, of_video=_OF_VIDEO, of_frames=_OF_FRAMES)
+        _refuse_to_replace(output, (model, *pictures))
         changes = changed_fields(
             preset=preprocess,
             size=size,
@@ -165,6 +166,13 @@ def report(
             print_line(str(output))
         if check is not None and not check.passed:
             raise typer.Exit(1)
+
+
+def _refuse_to_replace(output: Path, sources: Sequence[Path]) -> None:
+    """Raise an `OutputError` if the page would take the place of what it is made from."""
+    for path in sources:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise OutputError(f"{output} is what the page is made from: give the page a name of its own")
 
 
 def _checked(model: Path, picture: Path, *, quiet: bool, settings: Mapping[str, Any]) -> Check | OnnxfeatError:

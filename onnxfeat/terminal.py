@@ -92,7 +92,7 @@ def _not_finite(counts: Iterable[tuple[str, int]]) -> Iterator[str]:
     broken = [(name, count) for name, count in counts if count]
     if broken:
         total = sum(count for _, count in broken)
-        yield f"{total:,} values are NaN or infinite, in {', '.join(sorted({name for name, _ in broken}))}"
+        yield f"{total:,} values are NaN or infinite, in {few([name for name, _ in broken])}"
 
 
 def _left_out(what: str, record: dict[str, Any]) -> Iterator[str]:

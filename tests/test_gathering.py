@@ -122,6 +122,15 @@ def test_photographs_are_told_with_file_digest_and_size(models: Path, extractor:
     assert (shown.format, shown.size) == ("JPEG", (960, 480))
 
 
+def test_photographs_of_one_name_are_told_apart(extractor: FeatureExtractor, tmp_path: Path) -> None:
+    files = [tmp_path / "a" / "cat.png", tmp_path / "b" / "cat.png", tmp_path / "dog.png"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), (90, 20, 200)).save(file)
+    found = page_of(extractor([files[0], files[1], files[2], files[2]])).photographs
+    assert [x.name for x in found] == [str(files[0]), str(files[1]), "dog.png (3)", "dog.png (4)"]
+
+
 def test_a_small_photograph_is_shown_without_loss(extractor: FeatureExtractor) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
     shown = Image.open(io.BytesIO(page_of(extractor(levels)).photographs[0].picture))

@@ -594,6 +594,25 @@ def test_the_panel_shows_the_photograph_of_the_cell_that_is_pointed_at_in_the_gr
             assert told["y"] + told["height"] <= seen["y"] <= 700 - seen["height"]
 
 
+def test_what_is_told_is_of_the_channel_that_is_shown(show: Open) -> None:
+    array = explored()["first"].array
+    with show(explored(), "#first") as report:
+        report.hover_cell(4, 5)
+        report.press("ArrowRight", "ArrowRight")
+        assert report.channel == 2
+        assert abs(report.told("value") - array[0, 2, 4, 5]) <= np.ptp(array[0, 2]) / FINITE
+        assert "channel 2" in report.readout
+
+
+def test_no_outline_of_the_layer_before_stays(show: Open) -> None:
+    with show(explored(), "#first") as report:
+        report.hover_tile(3, 2, 2)
+        outline = report.page.locator(".grids .hovered").first
+        assert outline.get_attribute("d")
+        report.press("ArrowDown")
+        assert not outline.get_attribute("d")
+
+
 def test_what_no_finite_value_has_is_not_told_as_zero(show: Open) -> None:
     array = noise(1, 2, 6, 6)
     array[0, 1] = np.nan
@@ -615,6 +634,31 @@ def test_a_link_to_a_channel_shows_it_in_the_grid(show: Open) -> None:
         box = report.page.locator(".grids .selected").bounding_box()
         assert box is not None
         assert 0 <= box["y"] <= report.page.viewport_size["height"] - box["height"]  # type: ignore[index]
+
+
+def test_the_address_follows_the_channel_when_another_one_comes_first(show: Open) -> None:
+    with show(explored(), "#second/7") as report:
+        report.choose(top=2)
+        assert report.channel == 0
+        report.page.wait_for_url(re.compile("#second/0$"))
+
+
+def test_what_was_run_can_be_linked(show: Open) -> None:
+    with show(explored(), "#what-was-run") as report:
+        assert report.page.get_by_role("alert").count() == 0
+        report.page.get_by_role("link", name="what was run").click()
+        assert report.page.get_by_role("heading", name="What was run").is_visible()
+
+
+def test_of_too_many_channels_the_similarity_is_not_found_and_that_is_told(show: Open) -> None:
+    with show(features_of({"many": noise(1, 5001, 2, 2), "few": noise(1, 4, 2, 2)})) as report:
+        told = report.page.locator(".shown")
+        report.choose(order="similarity")
+        assert "too many to find the similarity" in told.inner_text()
+        report.press("ArrowDown", "ArrowUp")
+        assert "too many to find the similarity" in told.inner_text()
+        report.choose(order="variance")
+        assert "too many" not in told.inner_text()
 
 
 def test_escape_takes_the_search_back(show: Open) -> None:

@@ -152,6 +152,20 @@ def test_what_exists_is_left_as_it_is_and_told_before_the_work(
     assert page.read_text() == "mine"
 
 
+@pytest.mark.parametrize("which", ["model", "picture"])
+def test_a_page_never_takes_the_place_of_what_it_is_made_from(
+    run: Run, model: Path, cat: Path, tmp_path: Path, which: str
+) -> None:
+    own = {"model": tmp_path / "own.onnx", "picture": tmp_path / "own.png"}
+    own["model"].write_bytes(model.read_bytes())
+    own["picture"].write_bytes(cat.read_bytes())
+    before = own[which].read_bytes()
+    code, _, err = run("report", own["model"], own["picture"], "-o", own[which], "--overwrite", "--no-check")
+    assert code == 1
+    assert "is what the page is made from: give the page a name of its own" in err
+    assert own[which].read_bytes() == before
+
+
 def test_what_exists_is_replaced_when_that_is_allowed(run: Run, model: Path, cat: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("mine")

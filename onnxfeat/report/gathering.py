@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -266,12 +267,26 @@ class _Gathered:
             passed=None if check is None else check.passed,
             versions=versions(),
             style=self.style,
-            photographs=photographs,
+            photographs=_told_apart(photographs),
             layers=tuple(_layer_page(one, place, numbers, at[one.layer.name], run) for place, one in enumerate(seen)),
             left_out=self.left_out,
             fields=fields,
             notes=tuple(_notes(seen)),
         )
+
+
+def _told_apart(photographs: Sequence[Photograph]) -> tuple[Photograph, ...]:
+    """Return photographs with a name for each: where several have one name its path, or else a number, is added."""
+    names = Counter(photograph.name for photograph in photographs)
+    files = Counter(photograph.file for photograph in photographs)
+    found = []
+    for number, photograph in enumerate(photographs, start=1):
+        name = photograph.name
+        if names[name] > 1:
+            is_known = photograph.file is not None and files[photograph.file] == 1
+            name = f"{photograph.file}" if is_known else f"{name} ({number})"
+        found.append(replace(photograph, name=name))
+    return tuple(found)
 
 
 def _subject(feature_map: FeatureMap, index: int) -> Subject:

@@ -6,10 +6,10 @@ const LAST = 251, GAP = 252, MINUS_INFINITE = 253, PLUS_INFINITE = 254, NOT_A_NU
 // What counts as no contrast (onnxfeat/drawing/channel_statistics.py).
 const ROUNDING = 4 * 2 ** -23, SMALLEST = 2 ** -126
 const BEND = 255 // mu of the mu-law, the value of ITU-T G.711
-const MOST_ALIKE = 5000 // channels that are compared in pairs; it takes a second
+const MOST_ALIKE = 5000 // channels: it takes a second
 const {ceil, expm1, floor, log1p, max, min, round, sqrt, trunc} = Math
 
-const isInline = location.protocol === "about:" // in a notebook, whose address is not ours
+const isInline = location.protocol === "about:" // in a notebook
 const decoded = new Map() // position of a layer to a promise of it with its values
 let data, ui, dark, choices // what the page knows; its elements; the rule of dark colors; what the toolbar says
 let screens, active = [] // a grid and a pair of pictures for each photograph; those with a map of the layer
@@ -197,21 +197,19 @@ function drawLegend(box, ends) {
 // == order of the channels
 
 function shownChannels() {
-  const {orders, flat, channels} = layer, isEasy = channels <= MOST_ALIKE
-  if (!isEasy && !orders[choices.order]) complain(ui.message.dataset.many)
-  const ranked = (orders[choices.order] ??= isEasy ? bySimilarity() : orders.index)
+  const {orders, flat} = layer
+  if (layer.channels <= MOST_ALIKE) orders[choices.order] ??= bySimilarity()
+  const ranked = orders[choices.order] ?? orders.index
   const lively = ranked.filter(number => !flat[number]), rest = ranked.filter(number => flat[number])
   const kept = {keep: ranked, last: [...lively, ...rest], omit: lively.length ? lively : rest}[choices.dead]
   return kept.slice(0, choices.top || ranked.length)
 }
 
-// The levels of a channel, such that the product of two is their correlation.
+// Values of a channel, such that the product of two is their correlation.
 function unitVector(number) {
   return layer.views.flatMap(({channels}) => {
-    const {levels, isConstant} = channels[number], known = levels.filter(level => level <= LAST)
-    const mean = total(known, Number) / known.length
-    const length = sqrt(total(known, level => (level - mean) ** 2) / levels.length)
-    return Array.from(levels, level => (level > LAST || isConstant ? 0 : (level - mean) / length))
+    const found = channels[number], unit = level => (valueOf(found, level) - found.mean) / found.deviation
+    return Array.from(found.levels, level => (level > LAST || found.isConstant ? 0 : unit(level)))
   })
 }
 
@@ -236,7 +234,7 @@ function bySimilarity() {
 // Tiles in cells, how many lie in a row, pixels of a cell.
 function layoutOf({rows, columns}) {
   const isLine = rows === 1 && columns > 1, wide = columns + 1, high = rows + !isLine, box = ui.grids.clientWidth - 8, count = shown.length
-  const room = max(box / active.length - 14, min(box, 190)), tallest = max(ui.main.clientHeight - 330, 240)
+  const room = box / within(floor(box / 204), 1, active.length) - 14, tallest = max(ui.main.clientHeight - 330, 240)
   const filling = sqrt((room * tallest) / (count * wide * high)), legible = ceil(36 / columns)
   const zoom = choices.zoom || within(round(max(filling, legible)), 1, within(floor(room / wide), 1, 24))
   const across = within(floor(room / zoom / wide), 1, count), cornerOf = at => [(at % across) * wide, floor(at / across) * high]
@@ -279,9 +277,8 @@ function point({target, clientX, clientY, type}) {
     if (stage === seen) return showPixel(screen, x, y)
     const inLarge = {view, number: channel, row: floor(y * view.rows), column: floor(x * view.columns)}
     cell = stage === large ? inLarge : cellAt(screen, x, y)
-    if (stage !== large) ui.aside.scrollTop = screen.pair.offsetTop - ui.told.offsetHeight // else it would move away
+    if (stage !== large) ui.aside.scrollTop = screen.pair.offsetTop - screens[0].pair.offsetTop
   } else if (!("row" in told)) return // nothing is to be taken back
-  outline(".hovered", cell?.number)
   showCell()
   if (cell && type === "click") selectChannel(cell.number)
 }
@@ -381,6 +378,7 @@ const readOut = rested(300, () => (ui.readout.ariaBusy = "false"))
 const doubts = fields => words([fields.bounded && "at most", fields.gated && ui.readout.dataset.gated], "; ")
 
 function showCell() {
+  outline(".hovered", cell?.number)
   const why = layer.why_no_place && `no place: ${layer.why_no_place}`
   const {view, number, row, column} = cell ?? {}, found = view?.channels[number]
   const level = found?.levels[row * view.columns + column] ?? GAP
@@ -456,7 +454,8 @@ function redraw(isKept = false) {
   shown = shownChannels()
   scaleFor = scalesOf(layer.views)
   if (!isKept && !shown.includes(channel)) channel = shown[0]
-  ui.shown.textContent = `${shown.length} of ${layer.channels} channels, ${total(layer.flat, Number)} without contrast`
+  const count = `${shown.length} of ${layer.channels} channels, ${total(layer.flat, Number)} without contrast`
+  ui.shown.textContent = words([count, !layer.orders[choices.order] && ui.shown.dataset.many], "; ")
   const [low, middle, high] = ui.toolbar.elements.normalize.selectedOptions[0].dataset.ends.split("|")
   drawLegend(ui.toolbar, [low, `${middle} ${ui.toolbar.elements.scale_over.selectedOptions[0].dataset.of}`, high])
   active.forEach(drawGrid)
@@ -465,6 +464,7 @@ function redraw(isKept = false) {
 
 function selectChannel(number) {
   channel = number
+  if (cell) cell.number = number
   drawChannel()
   keepAddress()
 }
@@ -507,7 +507,7 @@ function followAddress() {
   const positionOf = text => data.layers.findIndex(x => x.name === decode(text)), whole = positionOf(address)
   const part = number ? positionOf(name) : -1, isChannel = number < data.layers[part]?.channels
   openLayer(isChannel ? part : max(whole, part, 0), isChannel ? Number(number) : null)
-  if (address && whole < 0 && !isChannel) complain(`${decode(address)} is not on this page: choose in the strip.`)
+  if (whole < 0 && !isChannel && !["", "what-was-run"].includes(address)) complain(`${decode(address)} is not on this page.`)
 }
 
 function decode(text) {
@@ -572,6 +572,7 @@ function choose({name, value}) {
   choices[name] = name === "zoom" || name === "top" ? max(floor(value), 0) : value
   if (choices.colors === suited) choices.colors = ui.toolbar.elements.colors.value = suitedColors()
   redraw()
+  keepAddress()
 }
 
 async function copy({target: button}) {
@@ -583,7 +584,7 @@ async function copy({target: button}) {
     getSelection().selectAllChildren(lines)
     isCopied = document.execCommand("copy")
   }
-  button.textContent = isCopied ? "Copied" : "Selected: press Ctrl+C"
+  button.textContent = isCopied ? "Copied" : "Press Ctrl+C"
   setTimeout(() => (button.textContent = "Copy"), 2500)
 }
 
@@ -598,7 +599,7 @@ const actions = {
   ShiftArrowUp: [moveCell, -1, 0], ShiftArrowDown: [moveCell, 1, 0], ShiftArrowLeft: [moveCell, 0, -1], ShiftArrowRight: [moveCell, 0, 1],
   Home: [moveChannel, -Infinity], End: [moveChannel, Infinity], t: [changeTheme],
   "/": [() => ui.search.focus()], "?": [() => ui.keys.showModal()],
-  copy: [copy], run: [() => find(".run").scrollIntoView()], layer: [event => goTo(ui.links.indexOf(event.target.closest("a")))],
+  copy: [copy], run: [() => (isInline ? ui.main.scrollTo(0, 1e6) : find(".run").scrollIntoView())], layer: [event => goTo(ui.links.indexOf(event.target.closest("a")))],
 }
 
 function act(event, name) {
@@ -624,7 +625,7 @@ const events = {
     if (isModified(event) || ui.keys.open || !layer) return
     if (!target.matches("input, select")) return name in actions && act(event, name)
     if (key === "Escape") {
-      ui.search.value = ""
+      if (target === ui.search) ui.search.value = ""
       search()
       target.blur()
     }
