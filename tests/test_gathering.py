@@ -7,46 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from hand_made import as_features, noise
 from PIL import Image
 
 from onnxfeat import FeatureExtractor, Style, check
 from onnxfeat.drawing.receptive_fields import each_field
 from onnxfeat.errors import PictureError
-from onnxfeat.preprocessing import Preprocessing
-from onnxfeat.records import FeatureMap, Features, Layer, ProviderChoice
+from onnxfeat.records import Features
 from onnxfeat.report.contents import Page
 from onnxfeat.report.gathering import gather
 
 LARGE = 1 << 26
-
-
-def as_features(maps: dict[str, NDArray[Any]], **facts: Any) -> Features:
-    count = len(next(iter(maps.values()))) if maps else 1
-    given: dict[str, Any] = {
-        "pictures": tuple(f"{place}.png" for place in range(count)),
-        "preprocessed": (False,) * count,
-        "model": "net.onnx",
-        "sha256": "0" * 64,
-    }
-    return Features(
-        maps={
-            name: FeatureMap(
-                layer=Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v", layout="NCHW"),
-                array=np.asarray(array, np.float32),
-            )
-            for name, array in maps.items()
-        },
-        provider=ProviderChoice(asked="cpu", got="CPUExecutionProvider"),
-        preprocessing=Preprocessing(),
-        preprocessing_source="model",
-        seconds=0.5,
-        **(given | facts),
-    )
-
-
-def noise(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def page_of(*runs: Features, **choices: Any) -> Page:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hand_made import as_features, noise
 from numpy.typing import NDArray
 from PIL import Image
 
 from onnxfeat.drawing.colormaps import frame_table
-from onnxfeat.preprocessing import Preprocessing
-from onnxfeat.records import FeatureMap, Features, Layer, ProviderChoice
+from onnxfeat.records import FeatureMap, Features, Layer
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b $x$", "\udcff", "größe 層"]
 
@@ -20,23 +20,6 @@ HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b
 def as_map(array: NDArray[Any], name: str = "conv2d") -> FeatureMap:
     layer = Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v")
     return FeatureMap(layer=layer, array=np.array(array, dtype=np.float32))
-
-
-def as_features(maps: dict[str, NDArray[Any]], **facts: Any) -> Features:
-    given: dict[str, Any] = {"pictures": ("cat.png",), "preprocessed": (False,), "model": "net.onnx"} | facts
-    return Features(
-        maps={name: as_map(array, name) for name, array in maps.items()},
-        sha256="0" * 64,
-        provider=ProviderChoice(asked="cpu", got="CPUExecutionProvider"),
-        preprocessing=Preprocessing(size=(150, 150)),
-        preprocessing_source="model",
-        seconds=0.5,
-        **given,
-    )
-
-
-def noise(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 class Frame(HTMLParser):

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from hand_made import as_features, noise
 from PIL import Image
 
 import onnxfeat
 from onnxfeat import FeatureExtractor, Features, Style, write_report
 from onnxfeat.errors import OutputError, PictureError
 from onnxfeat.preprocessing import Preprocessing
-from onnxfeat.records import FeatureMap, Layer, ProviderChoice
 from onnxfeat.report.contents import Histogram
 from onnxfeat.report.pages import bars, percent
 
@@ -74,29 +73,6 @@ class Parsed(HTMLParser):
     def data(self) -> Any:
         (text,) = [x for x in self.contents["script"] if x.startswith("{")]
         return json.loads(text)
-
-
-def as_features(maps: dict[str, NDArray[Any]], **facts: Any) -> Features:
-    given: dict[str, Any] = {"pictures": ("cat.png",), "preprocessed": (False,), "model": "net.onnx"}
-    return Features(
-        maps={
-            name: FeatureMap(
-                layer=Layer(name=name, kind="conv", op_type="Conv", value="v", raw_value="v", source=name),
-                array=np.asarray(array, np.float32),
-            )
-            for name, array in maps.items()
-        },
-        sha256="0" * 64,
-        provider=ProviderChoice(asked="cpu", got="CPUExecutionProvider"),
-        preprocessing=Preprocessing(size=(150, 150)),
-        preprocessing_source="model",
-        seconds=0.5,
-        **(given | facts),
-    )
-
-
-def noise(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def written(features: Any, folder: Path, **choices: Any) -> Parsed:

@@ -61,6 +61,7 @@ class Sprite:
             between them; 1 of other maps.
         slices_across: Slices in a row.
         block: Cells along each spatial axis whose mean is one pixel; 1 where each cell is one.
+        zoom: Times that a cell is enlarged where there is no script.
         numbers: How many channels of one number each the only tile holds, row after row; 0 of other maps.
     """
 
@@ -72,6 +73,7 @@ class Sprite:
     slices: int
     slices_across: int
     block: int
+    zoom: int
     numbers: int = 0
 
     @property
@@ -183,7 +185,6 @@ class View:
             "photograph": self.photograph,
             **self.sprite.to_json(),
             **numbers,
-            "constant": self.constant,
             "dead": self.dead,
             "fields": self.fields,
         }
@@ -195,7 +196,6 @@ class LayerPage:
 
     Attributes:
         layer: The layer.
-        position: Its position in the run, from 0.
         views: One for each photograph that has a map.
         thumbnail: PNG file of the channel with the greatest variance.
         orders: Order to the channels in it: `magnitude`, `variance`, and `similarity` where that was asked for.
@@ -205,7 +205,6 @@ class LayerPage:
     """
 
     layer: Layer
-    position: int
     views: tuple[View, ...]
     thumbnail: bytes
     orders: Mapping[str, NDArray[np.intp]]

@@ -257,18 +257,22 @@ class _Gathered:
         places = {name: place for place, name in enumerate(first.layers)}
         seen = [self.layers[name] for name in sorted(self.layers, key=places.__getitem__)]
         fields, at = _fields_of(seen, self.photographs)
+        if check is not None:
+            sentences = list(verdict(check))
+        else:
+            sentences = [facts["unchecked"]] if facts.get("unchecked") else []
         return Page(
             model=first.model,
             sha256=first.sha256,
             provider=first.provider,
             preprocessing=first.preprocessing,
             preprocessing_source=first.preprocessing_source,
-            verdict=tuple(verdict(check)) if check is not None else tuple(filter(None, [facts.get("unchecked", "")])),
+            verdict=tuple(sentences),
             passed=None if check is None else check.passed,
             versions=versions(),
             style=self.style,
             photographs=_told_apart(photographs),
-            layers=tuple(_layer_page(one, place, numbers, at[one.layer.name], run) for place, one in enumerate(seen)),
+            layers=tuple(_layer_page(one, numbers, at[one.layer.name], run) for one in seen),
             left_out=self.left_out,
             fields=fields,
             notes=tuple(_notes(seen)),
@@ -314,9 +318,7 @@ def _fields_of(
     return tuple(each), at
 
 
-def _layer_page(
-    seen: _Seen, position: int, numbers: list[PictureNumber], fields: Mapping[PictureNumber, int], run: Run
-) -> LayerPage:
+def _layer_page(seen: _Seen, numbers: list[PictureNumber], fields: Mapping[PictureNumber, int], run: Run) -> LayerPage:
     """Return a layer; `fields` tells for photographs where in the page stands what its cells see."""
     views = []
     for place, number in enumerate(numbers):
@@ -324,7 +326,6 @@ def _layer_page(
             views.append(replace(seen.views[number], photograph=place, fields=fields.get(number)))
     return LayerPage(
         layer=seen.layer,
-        position=position,
         views=tuple(views),
         thumbnail=seen.thumbnail,
         orders={name: order.order().channels for name, order in seen.orders.items()},

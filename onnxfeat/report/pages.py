@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onnxfeat.drawing.styles import StyleChoices
 
 DEFAULT_SIZE = "48MB"
-"""Bytes that a page may take for each photograph: the maps of a ResNet50 are 14 MB, those of a VGG16 about as many."""
+"""Bytes that a page may take for each photograph; that of a ResNet50 takes 14 MB."""
 _FOLDER = Path(__file__).parent
 _STYLE_OF_PAGES = ("normalize", "scale_over", "percentiles", "colormap", "order", "top", "dead")
 _COLORMAPS = ("viridis", "magma", "cividis", "gray", "coolwarm")
@@ -76,7 +76,6 @@ def write_report(
         PictureError: There is nothing to show, the runs are of several models, or a choice is unknown or has no effect
             on pages.
         OutputError: The file exists or can't be written.
-        MissingPackageError: Jinja2 is not installed.
 
     Example:
         >>> import tempfile

@@ -58,7 +58,8 @@ def sprite_of(array: NDArray[np.float32], known: ChannelStatistics, block: int =
     slices = levels.shape[1] if levels.ndim == 4 else 1
     levels = _folded(levels) if numbers else _flat(levels, beside)
     channels, rows, columns = levels.shape
-    across = min(channels, max(1, _WIDTH // (zoom_of(rows, columns) * (columns + 1))))
+    zoom = max(1, _TILE // max(rows, columns))
+    across = min(channels, max(1, _WIDTH // (zoom * (columns + 1))))
     down = -(-channels // across)
     tiles = np.full((down * across, rows + 1, columns + 1), GAP, np.uint8)
     tiles[:channels, :rows, :columns] = levels
@@ -72,13 +73,9 @@ def sprite_of(array: NDArray[np.float32], known: ChannelStatistics, block: int =
         slices=slices,
         slices_across=beside,
         block=block,
+        zoom=zoom,
         numbers=array.shape[-1] if numbers else 0,
     )
-
-
-def zoom_of(rows: int, columns: int) -> int:
-    """Return how many times a cell is enlarged where there is no script."""
-    return max(1, _TILE // max(rows, columns))
 
 
 def block_for(shape: tuple[int, ...]) -> int:
